@@ -1,0 +1,67 @@
+"""All that the author of a rule imports."""
+
+from pydantic import Field
+
+from ftbuild.digest import Digest, canonical_json, hash_bytes, hash_file, hash_value
+from ftbuild.errors import Place, RuleError
+from ftbuild.kinds import (
+    TOKENIZER,
+    Adapter,
+    Artifact,
+    Dataset,
+    File,
+    Model,
+    Part,
+    QuantizedModel,
+    Report,
+    RewardModel,
+    Tokens,
+)
+from ftbuild.rule import (
+    AttributeProblem,
+    Command,
+    Context,
+    Fragment,
+    Inputs,
+    Params,
+    Piece,
+    Source,
+    SourceFile,
+    Variable,
+    rule,
+)
+from ftbuild.view import View
+
+__all__ = [
+    "TOKENIZER",
+    "Adapter",
+    "Artifact",
+    "AttributeProblem",
+    "Command",
+    "Context",
+    "Dataset",
+    "Digest",
+    "Field",
+    "File",
+    "Fragment",
+    "Inputs",
+    "Model",
+    "Params",
+    "Part",
+    "Piece",
+    "Place",
+    "QuantizedModel",
+    "Report",
+    "RewardModel",
+    "RuleError",
+    "Source",
+    "SourceFile",
+    "Tokens",
+    "Variable",
+    "View",
+    "canonical_json",
+    "hash_bytes",
+    "hash_file",
+    "hash_value",
+    "rule",
+]

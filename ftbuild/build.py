@@ -1,0 +1,236 @@
+"""Build: one `make` of a project, from the wanted labels to links in `ftbuild-out`."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ftbuild import events, fastpath, lockfile, outputs, slots, usersettings
+from ftbuild.action import Describer
+from ftbuild.digest import Digest
+from ftbuild.errors import FtbuildError, InterruptedBuild
+from ftbuild.executor import Executor
+from ftbuild.registry import Registry
+from ftbuild.run import Runner, Shell
+from ftbuild.store.statcache import RACY_NS
+from ftbuild.workers import Workers
+
+if TYPE_CHECKING:
+    from ftbuild.project import Project
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """How a build went: labels by outcome."""
+
+    built: tuple[str, ...]
+    fresh: tuple[str, ...]
+    fetched: tuple[str, ...]
+    failed: tuple[str, ...]
+    skipped: tuple[str, ...]
+    seconds: float
+    saved_s: float
+    exit_code: int
+
+
+class Build:
+    """One build; used once."""
+
+    def __init__(
+        self,
+        project: "Project",
+        describer: Describer,
+        on_event: events.OnEvent,
+        *,
+        keep_going: bool,
+        force: frozenset[str],
+    ) -> None:
+        self._project = project
+        self._describer = describer
+        self._on_event = on_event
+        self._keep_going = keep_going
+        self._force = force
+        self._outcomes: dict[str, list[str]] = {}
+
+    def run(self, wanted: Sequence[str]) -> BuildResult:
+        """Bring `wanted` up to date.
+
+        Raises:
+            InterruptedBuild: SIGINT or SIGTERM; what was finished is kept.
+        """
+        project, executor = self._project, self._executor
+        closure = project.graph.closure(wanted)
+        built = project.history.built
+        expected = {t.label: built[t.label].seconds for t in closure if t.label in built}
+        self._on_event(events.Planned(len(closure), executor.slots.cpus, expected))
+        with _interruptible():
+            try:
+                summary = executor.run(wanted)
+                project.store.flush()
+            finally:
+                executor.runner.workers.close()
+                project.save()
+        self._on_event(summary)
+        labels = {outcome: tuple(found) for outcome, found in self._outcomes.items()}
+        return BuildResult(
+            built=labels.get("built", ()),
+            fresh=labels.get("fresh", ()),
+            fetched=labels.get("fetched", ()),
+            failed=labels.get("failed", ()),
+            skipped=labels.get("skipped", ()),
+            seconds=summary.seconds,
+            saved_s=summary.saved_s,
+            exit_code=executor.exit_code,
+        )
+
+    def _hear(self, event: events.Event) -> None:
+        if isinstance(event, events.Finished):
+            self._outcomes.setdefault(event.outcome, []).append(event.label)
+            if event.digest is not None:
+                self._link(event.label, Digest(event.digest))
+        self._on_event(event)
+
+    def _link(self, label: str, digest: Digest) -> None:
+        link = outputs.link_path(self._project.root, self._project.graph.targets[label])
+        directory = str(self._project.store.tree_path(digest))
+        if os.path.isdir(directory):
+            outputs.point(link, directory)
+        else:  # known by its record alone, and nobody has needed its files yet
+            outputs.remove(link)
+
+    @cached_property
+    def _executor(self) -> Executor:
+        project = self._project
+        shell = Shell(_program_path())
+        work = project.folder / "work"
+        work.mkdir(exist_ok=True)
+
+        def environment() -> dict[str, str]:
+            registry = Registry(project.root, project.workspace.project_rules)
+            return {
+                **shell.variables(work),
+                **registry.environment(),
+                "PYTHONHASHSEED": "0",
+                "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+            }
+
+        runner = Runner(
+            root=project.root,
+            store=project.store,
+            resolver=self._describer.resolver,
+            lock=project.locked,
+            workers=Workers(environment, work),
+            shell=shell,
+            environment=os.environ,
+            logs=project.folder / "log",
+            statcache=project.folder / "stat.bin",
+        )
+        jobs = project.options.jobs or project.setting("run", "jobs")
+        return Executor(
+            project.graph,
+            self._describer,
+            project.store,
+            project.history,
+            project.planner(self._describer),
+            runner,
+            slots.of_this_machine(jobs),
+            self._hear,
+            self._keep_going,
+            self._force,
+        )
+
+    def remember(self, names: Sequence[str], wanted: Sequence[str]) -> None:
+        """Note the stats of all that made this answer, so that the next run needs no more.
+
+        Nothing is noted if any of it changed since it was read, or is so young that its stat
+        could stay the same over another change: then the next run looks closely again.
+        """
+        project = self._project
+        closure = project.graph.closure(wanted)
+        lock = str(project.root / lockfile.NAME)
+        watched = [*project.workspace.paths(project.root), *self._describer.resolver.looked_at()]
+        absent = [path for path in (lock, usersettings.path()) if not os.path.exists(path)]
+        watched += {lock, usersettings.path()} - set(absent)
+        made = [outputs.folder(project.root, package) for package in {t.package for t in closure}]
+        for label in wanted:
+            made += _paths_below(str(project.store.tree_path(project.history.built[label].tree)))
+        try:
+            stats = {path: fastpath.take_stat(path) for path in (*watched, *made)}
+            # Only now: what is verified after its stat was taken had that stat when it was right.
+            if not fastpath.are_settled([stats[p] for p in watched], RACY_NS):
+                return
+            if not self._is_current(wanted):
+                return
+        except (OSError, FtbuildError):
+            return
+        options = project.options
+        request = fastpath.Request(tuple(names), options.profile, options.overrides)
+        answer = fastpath.Answer(
+            targets=len(closure),
+            stats=stats,
+            absent=tuple(absent),
+            variables={
+                name: fastpath.variable_digest(os.environ.get(name))
+                for target in closure
+                for _, name in target.variables
+            },
+        )
+        fastpath.remember(project.root, project.directory, request, answer)
+
+    def _is_current(self, wanted: Sequence[str]) -> bool:
+        """Say whether files, lock, sources and outputs are still what this build saw or made."""
+        project = self._project
+        if not project.workspace.is_current(project.root):
+            return False
+        if lockfile.read(project.root) != project.locked:
+            return False
+        if not self._describer.resolver.is_current():
+            return False
+        for label in wanted:
+            built = project.history.built[label]
+            link = outputs.link_path(project.root, project.graph.targets[label])
+            record = project.store.find(built.key)
+            if record is None or not project.store.is_intact(record.tree):
+                return False
+            if os.readlink(link) != str(project.store.tree_path(built.tree)):
+                return False
+        return True
+
+
+def _paths_below(top: str) -> Iterator[str]:
+    for directory, _, files in os.walk(top):
+        yield directory
+        yield from (f"{directory}/{name}" for name in files)
+
+
+def _program_path() -> str:
+    """Return where actions find programs: beside this Python, then the system's places."""
+    return os.pathsep.join([os.path.dirname(sys.executable), "/usr/local/bin", "/usr/bin", "/bin"])
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into InterruptedBuild, in the main thread of a program."""
+    caught = [int(signal.SIGINT)]
+
+    def interrupt(number: int, _: object) -> None:
+        caught.append(number)
+        raise KeyboardInterrupt
+
+    before: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, interrupt)
+    except ValueError:  # not the main thread: then the program has its own ways
+        pass
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedBuild(caught[-1]) from None
+    finally:
+        for signal_number, handler in before.items():
+            signal.signal(signal_number, handler)

@@ -1,0 +1,415 @@
+"""Plan -> artifacts: a topological scheduler with slots, early cutoff and keep-going.
+
+Early cutoff is in no line of this file: as soon as all inputs of a target are done its key is
+computed from their digests, and a key that the store knows is done as well. In the words of
+"Build Systems à la Carte" (Mokhov et al. 2018): topological scheduler, constructive traces.
+
+The main thread decides, one thread a slot runs an action; they talk through one queue.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from ftbuild import events
+from ftbuild.action import Action, Describer, Output
+from ftbuild.errors import FtbuildError
+from ftbuild.graph import Graph, Target
+from ftbuild.history import Built, History
+from ftbuild.plan import Planner, known_output
+from ftbuild.run import Done, Failed, Runner, slot_of
+from ftbuild.slots import Slots
+from ftbuild.store.blobs import MissingBlob
+from ftbuild.store.store import Store
+from ftbuild.store.trees import Tree
+
+_MAX_RUNS = 2
+"""How often one build may run one action: again if an object of its output went missing."""
+
+
+_PATIENCE_S = 5.0
+_FLUSH_S = 1.0
+"""While nothing happens, what is finished becomes durable after at most this time."""
+
+
+@dataclass
+class _Node:
+    """How far one target is."""
+
+    target: Target
+    waits_for: set[str]
+    readers: list[str] = field(default_factory=list)
+    output: Output | None = None
+    tree: Tree | None = None
+    runs: int = 0
+    must_run: bool = False
+    is_over: bool = False
+    is_cut_off: bool = False
+
+
+@dataclass(frozen=True)
+class _Message:
+    """What a slot's thread has to say: an event, or how its action ended."""
+
+    label: str
+    event: dict[str, Any] | None = None
+    done: Done | None = None
+    error: BaseException | None = None
+    seconds: float = 0.0
+    was_shared: bool = False
+
+
+@dataclass
+class Executor:
+    """Brings targets up to date, once."""
+
+    graph: Graph
+    describer: Describer
+    store: Store
+    history: History
+    planner: Planner
+    runner: Runner
+    slots: Slots
+    on_event: events.OnEvent
+    keep_going: bool = False
+    force: frozenset[str] = frozenset()
+    exit_code: int = field(default=0, init=False)
+    """Of the worst failure; 0 while there is none."""
+
+    def run(self, wanted: Sequence[str]) -> events.Summary:
+        """Build `wanted` and all they need; say how it went by events, the summary last.
+
+        Raises:
+            KeyboardInterrupt: a signal came; what is finished is kept.
+        """
+        self._began = time.monotonic()
+        self._wanted = list(wanted)
+        self._queue: SimpleQueue[_Message] = SimpleQueue()
+        self._nodes: dict[str, _Node] = {}
+        self._ready: deque[str] = deque()
+        self._startable: list[tuple[Action, Target]] = []
+        self._running: set[str] = set()
+        self._counts = dict.fromkeys(("built", "fresh", "fetched", "failed", "skipped"), 0)
+        self._cut_off = 0
+        self._saved_s = 0.0
+        self._has_failed = False
+        self._idle: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._enter(self.graph.closure(self._wanted))
+        try:
+            self._loop()
+        except BaseException:
+            self.runner.workers.stop()
+            raise
+        finally:
+            self._end_threads()
+        return self._summary()
+
+    def _end_threads(self) -> None:
+        for _ in self._threads:
+            self._idle.put(None)
+        for thread in self._threads:
+            # A thread may wait for another build's lease; it is a daemon, and holds nothing.
+            thread.join(_PATIENCE_S)
+
+    def _enter(self, targets: Iterable[Target]) -> None:
+        for target in targets:
+            needs = {edge.label for edge in target.edges}
+            self._nodes[target.label] = _Node(target, set(needs))
+            for label in needs:
+                self._nodes[label].readers.append(target.label)
+            if not needs:
+                self._ready.append(target.label)
+
+    def _loop(self) -> None:
+        while True:
+            while self._ready:
+                self._decide(self._ready.popleft())
+            self._start_what_fits()
+            if not self._running:
+                if not self._ready:
+                    return
+                continue
+            try:
+                self._hear(self._queue.get(timeout=_FLUSH_S))
+            except Empty:
+                self.store.flush_if_due()
+
+    def _decide(self, label: str) -> None:
+        """Take a target whose inputs are all done: it is fresh, or its action may start."""
+        node = self._nodes[label]
+        outputs = {e.label: self._output_of(e.label) for e in node.target.edges}
+        try:
+            action = self.describer.action(node.target, outputs)
+        except FtbuildError as error:
+            self._fail(label, error, 0.0, ())
+            return
+        if not node.must_run and label not in self.force:
+            output = known_output(action, self.describer, self.store, self.history)
+            if output is not None:
+                self._is_fresh(node, action, output)
+                return
+        if self._has_failed and not self.keep_going:
+            self._skip(label, "not started, since another target failed")
+            return
+        self._startable.append((action, node.target))
+
+    def _output_of(self, label: str) -> Output:
+        output = self._nodes[label].output
+        assert output is not None
+        return output
+
+    def _is_fresh(self, node: _Node, action: Action, output: Output) -> None:
+        label = node.target.label
+        built = self.history.built.get(label)
+        below = [self._nodes[e.label] for e in node.target.edges]
+        node.is_cut_off = any(n.runs or n.is_cut_off for n in below)
+        seconds = built.seconds if built is not None and built.key == action.key else 0.0
+        self.history.note(label, Built(action.key, output.tree, output.parts, seconds))
+        if label in self._wanted and not self._is_ready_to_use(node, action, output):
+            return
+        self._counts["fresh"] += 1
+        self._cut_off += node.is_cut_off
+        self._saved_s += seconds
+        self._finish(
+            node,
+            output,
+            events.Finished(
+                label, "fresh", key=action.key, digest=output.tree, cut_off=node.is_cut_off
+            ),
+        )
+
+    def _is_ready_to_use(self, node: _Node, action: Action, output: Output) -> bool:
+        """Hold that what the user asked for lies there whole; else have it made again."""
+        try:
+            self.store.lay_out(self._tree_of(node, output))
+        except MissingBlob:
+            self._run_again(node.target.label)
+            return False
+        return True
+
+    def _tree_of(self, node: _Node, output: Output) -> Tree:
+        if node.tree is None or node.tree.digest != output.tree:
+            record = self.store.find(output.key)
+            if record is None:
+                raise MissingBlob(output.tree, node.target.label)
+            node.tree = record.tree
+        return node.tree
+
+    def _start_what_fits(self) -> None:
+        waiting, self._startable = self._startable, []
+        # Longest first: what the rest waits for should not be the last to begin.
+        waiting.sort(key=lambda pair: -self._expected_s(pair[1].label))
+        for action, target in waiting:
+            share = self.slots.share(target, action.facts)
+            gpus = self.slots.take(target.label, share)
+            if gpus is None:
+                self._startable.append((action, target))
+                continue
+            self._start(action, share.cpus, gpus)
+
+    def _expected_s(self, label: str) -> float:
+        built = self.history.built.get(label)
+        return built.seconds if built else 0.0
+
+    def _start(self, action: Action, cpus: int, gpus: tuple[str, ...]) -> None:
+        label = action.target.label
+        self._running.add(label)
+        self._nodes[label].runs += 1
+        reasons = self.planner.reasons(action)
+        detail = reasons[0].detail if reasons else "forced"
+        self.on_event(events.Started(label, action.target.rule, detail))
+        if len(self._running) > len(self._threads):
+            self._threads.append(threading.Thread(target=self._serve, daemon=True))
+            self._threads[-1].start()
+        self._idle.put(lambda: self._act(action, cpus, gpus))
+
+    def _serve(self) -> None:
+        while (work := self._idle.get()) is not None:
+            work()
+
+    def _act(self, action: Action, cpus: int, gpus: tuple[str, ...]) -> None:
+        """Run an action in this thread; whatever happens is told to the main thread."""
+        label = action.target.label
+        began = time.monotonic()
+
+        def hear(event: dict[str, Any]) -> None:
+            self._queue.put(_Message(label, event=event))
+
+        try:
+            inputs = self._lay_out_inputs(action)
+            with self.store.lease(action.key):
+                record = None
+                if not self._nodes[label].must_run and label not in self.force:
+                    record = self.store.find(action.key)
+                if record is not None:
+                    # Somebody else built it while this build waited for the lease.
+                    done, was_shared = Done(record, None, ()), True
+                else:
+                    done = self.runner.run(action, inputs, cpus=cpus, gpus=gpus, on_event=hear)
+                    was_shared = False
+            message = _Message(
+                label, done=done, seconds=time.monotonic() - began, was_shared=was_shared
+            )
+        except BaseException as error:
+            message = _Message(label, error=error, seconds=time.monotonic() - began)
+        self._queue.put(message)
+
+    def _lay_out_inputs(
+        self, action: Action
+    ) -> dict[tuple[str, str | None], tuple[Output, Tree, Path]]:
+        ready: dict[tuple[str, str | None], tuple[Output, Tree, Path]] = {}
+        for edge in action.target.edges:
+            node = self._nodes[edge.label]
+            output = self._output_of(edge.label)
+            try:
+                tree = self._tree_of(node, output)
+                if edge.part is not None:
+                    tree = tree.part(action.facts.parts[edge.field])
+                ready[slot_of(edge)] = (output, tree, self.store.lay_out(tree))
+            except MissingBlob as error:
+                raise _LostInput(edge.label) from error
+        return ready
+
+    def _hear(self, message: _Message) -> None:
+        label = message.label
+        if message.event is not None:
+            self._tell(label, message.event)
+            return
+        self._running.discard(label)
+        self.slots.give_back(label)
+        if isinstance(message.error, _LostInput):
+            self._rebuild_input(label, message.error.label)
+        elif isinstance(message.error, FtbuildError):
+            tail = message.error.log_tail if isinstance(message.error, Failed) else ()
+            self._fail(label, message.error, message.seconds, tail)
+        elif message.error is not None:
+            raise message.error
+        else:
+            assert message.done is not None
+            self._built(label, message.done, message.seconds, message.was_shared)
+
+    def _tell(self, label: str, event: dict[str, Any]) -> None:
+        if "progress" in event:
+            self.on_event(events.Progress(label, **event["progress"]))
+        elif "warning" in event:
+            self.on_event(events.Warned(label, event["warning"]))
+
+    def _built(self, label: str, done: Done, seconds: float, was_shared: bool) -> None:
+        node = self._nodes[label]
+        record = done.record
+        node.tree, node.must_run = record.tree, False
+        output = self.describer.output(node.target, record.key, record.tree)
+        cost = float(record.provenance.get("seconds", seconds))
+        self.history.note(label, Built(record.key, output.tree, output.parts, cost))
+        outcome: events.Outcome = "built"
+        if was_shared:
+            outcome = "fresh"
+            node.runs -= 1
+            self._saved_s += cost
+        self._counts[outcome] += 1
+        self._finish(
+            node,
+            output,
+            events.Finished(
+                label,
+                outcome,
+                key=record.key,
+                digest=output.tree,
+                seconds=seconds,
+                fragments=done.fragments,
+            ),
+        )
+
+    def _finish(self, node: _Node, output: Output, event: events.Finished) -> None:
+        """Note what a target gave, and free those that waited for it."""
+        label = node.target.label
+        node.output, node.is_over = output, True
+        self.on_event(event)
+        for reader in node.readers:
+            waiting = self._nodes[reader]
+            if label in waiting.waits_for:
+                waiting.waits_for.discard(label)
+                if not waiting.waits_for and not waiting.is_over:
+                    self._ready.append(reader)
+
+    def _rebuild_input(self, label: str, lost: str) -> None:
+        """Have an input made again whose bytes are gone, then try `label` again."""
+        node = self._nodes[label]
+        node.runs -= 1
+        node.waits_for.add(lost)
+        self._run_again(lost)
+
+    def _run_again(self, label: str) -> None:
+        node = self._nodes[label]
+        if node.must_run and label not in self._running:
+            return
+        if node.runs >= _MAX_RUNS:
+            self._fail(label, _keeps_vanishing(label), 0.0, ())
+            return
+        if not node.must_run:
+            node.must_run, node.is_over = True, False
+            self._ready.append(label)
+
+    def _fail(
+        self, label: str, error: FtbuildError, seconds: float, log_tail: Sequence[str]
+    ) -> None:
+        self._has_failed = True
+        self._counts["failed"] += 1
+        self._nodes[label].is_over = True
+        self.exit_code = max(self.exit_code, error.exit_code)
+        self.on_event(
+            events.Finished(
+                label,
+                "failed",
+                seconds=seconds,
+                error=error.render(),
+                where=error.problems[0].where,
+                log_tail=tuple(log_tail),
+            )
+        )
+        self._skip_readers(label)
+
+    def _skip_readers(self, label: str) -> None:
+        for reader in self._nodes[label].readers:
+            if not self._nodes[reader].is_over:
+                self._skip(reader, f"needs `{label}`, which failed")
+
+    def _skip(self, label: str, why: str) -> None:
+        self._nodes[label].is_over = True
+        self._counts["skipped"] += 1
+        self.on_event(events.Finished(label, "skipped", error=why))
+        for reader in self._nodes[label].readers:
+            if not self._nodes[reader].is_over:
+                self._skip(reader, f"needs `{label}`, which was skipped")
+
+    def outputs(self) -> dict[str, Output]:
+        """Return the outputs of all targets that are done."""
+        return {label: n.output for label, n in self._nodes.items() if n.output is not None}
+
+    def _summary(self) -> events.Summary:
+        return events.Summary(
+            **self._counts,
+            cut_off=self._cut_off,
+            seconds=time.monotonic() - self._began,
+            saved_s=self._saved_s,
+        )
+
+
+class _LostInput(Exception):
+    def __init__(self, label: str) -> None:
+        super().__init__(label)
+        self.label = label
+
+
+def _keeps_vanishing(label: str) -> FtbuildError:
+    return FtbuildError(
+        f"the output of `{label}` vanishes from the store as soon as it is made",
+        code="E0603",
+        fix="is another program cleaning the store? `ftbuild doctor` shows where it lies",
+    )

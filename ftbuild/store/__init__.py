@@ -1,0 +1,1 @@
+"""The content-addressed store: digests and bytes, nothing of targets or rules."""

@@ -1,0 +1,185 @@
+"""Files as the store handles them: written once, copied cheaply, errors in a user's words."""
+
+import errno
+import fcntl
+import hashlib
+import os
+
+from ftbuild.digest import Digest
+from ftbuild.errors import MachineError, Place
+
+SMALL_BYTES = 64 << 10
+"""Below this a file is copied where a larger one is linked: a copy costs about as much as
+the link, and a damaged copy is mended from its blob without running anything."""
+
+_BLOCK_BYTES = 1 << 20
+_FICLONE = 0x40049409
+_NO_CLONE = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.EPERM, errno.ENOSYS}
+_NO_LINK = {errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+def read(path: str) -> bytes:
+    """Return all bytes of a file."""
+    with open(path, "rb", buffering=0) as file:
+        data = file.read()
+    assert data is not None
+    return data
+
+
+def write_new(path: str, data: bytes, mode: int = 0o644) -> None:
+    """Write a file that must not exist yet; on an error it does not exist either."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        try:
+            write_all(descriptor, data)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        os.unlink(path)
+        raise
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data`, however little each write takes."""
+    done = os.write(descriptor, data)
+    while done < len(data):
+        done += os.write(descriptor, memoryview(data)[done:])
+
+
+def copy_and_hash(source: str, destination: str) -> tuple[Digest, int]:
+    """Copy to a file that must not exist yet; return digest and size of what was written."""
+    hasher, size = hashlib.sha256(), 0
+    output = os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            with open(source, "rb", buffering=0) as file:
+                while block := file.read(_BLOCK_BYTES):
+                    hasher.update(block)
+                    write_all(output, block)
+                    size += len(block)
+        finally:
+            os.close(output)
+    except OSError:
+        os.unlink(destination)
+        raise
+    return Digest(hasher.hexdigest()), size
+
+
+def clone(source: str, destination: str) -> bool:
+    """Make `destination` a reflink of `source`; False where the file system has none.
+
+    Both then share their blocks until one is written to: the copy costs nothing, and
+    unlike with a hard link a write to one leaves the other as it was.
+    """
+    with open(source, "rb", buffering=0) as file:
+        output = os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.ioctl(output, _FICLONE, file.fileno())
+        except OSError as error:
+            os.unlink(destination)
+            if error.errno in _NO_CLONE:
+                return False
+            raise
+        finally:
+            os.close(output)
+    return True
+
+
+def link(source: str, destination: str) -> bool:
+    """Make a hard link; False where there can be none (65,000 on ext4, other devices)."""
+    try:
+        os.link(source, destination, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in _NO_LINK:
+            return False
+        raise
+    return True
+
+
+def rename_into(source: str, destination: str) -> None:
+    """Rename; the folder of `destination` is made if it is missing."""
+    try:
+        os.rename(source, destination)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(destination), exist_ok=True)
+        os.rename(source, destination)
+
+
+def exists(path: str) -> bool:
+    """Say whether there is something at `path`, a dangling link too."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def remove(path: str) -> None:
+    """Remove a file or a folder with all in it, whatever their modes; absent is fine."""
+    # Not shutil.rmtree: it stops at a folder that a rule made read-only, and importing
+    # shutil costs a tenth of a start.
+    try:
+        os.unlink(path)
+        return
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, PermissionError):
+        pass
+    try:
+        os.chmod(path, 0o700)
+        with os.scandir(path) as entries:
+            names = [entry.path for entry in entries]
+        for name in names:
+            remove(name)
+        os.rmdir(path)
+    except FileNotFoundError:
+        return
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def machine_error(error: OSError, path: str, *, needed: int | None = None) -> MachineError:
+    """Return what the user is told when the store at `path` met `error`."""
+    # A call on a descriptor names its number.
+    named = isinstance(error.filename, str | bytes)
+    where = Place(os.fsdecode(error.filename) if named else path)
+    if error.errno in _FULL:
+        return MachineError(
+            _full(error, path, needed),
+            code="E0650",
+            where=where,
+            fix="free some space, `ftbuild gc` frees the store's, and run again: "
+            "what is finished is kept",
+        )
+    if error.errno in _CLOSED:
+        return MachineError(
+            f"the store cannot be written: {error.strerror}",
+            code="E0652",
+            where=where,
+            fix="make the folder writable, or set FTBUILD_CACHE to another one",
+        )
+    return MachineError(
+        f"the store cannot be used: {error.strerror or error}",
+        code="E0653",
+        where=where,
+        fix="run again; if it stays, set FTBUILD_CACHE to another folder",
+    )
+
+
+def _full(error: OSError, path: str, needed: int | None) -> str:
+    if error.errno == errno.EDQUOT:
+        return f"the disk quota is used up{_needed(needed)}"
+    try:
+        space = os.statvfs(path)
+    except OSError:
+        return f"the disk is full{_needed(needed)}"
+    free = space.f_bavail * space.f_frsize
+    if space.f_files and not space.f_favail:
+        return f"the disk has no free inodes ({free:,} bytes are free)"
+    return f"the disk is full: {free:,} bytes are free{_needed(needed)}"
+
+
+def _needed(needed: int | None) -> str:
+    return "" if needed is None else f", {needed:,} are needed"

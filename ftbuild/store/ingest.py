@@ -1,0 +1,186 @@
+"""Ingest: a directory that an action filled becomes blobs and a laid-out tree, without a copy.
+
+The directory itself is renamed to its place among the trees; large files become blobs by a
+hard link, small ones by writing the bytes that were just hashed. A file whose inode may belong
+to somebody else (a hard link that is not ours, another owner) is copied first: what is in the
+store must be written by nobody.
+"""
+
+import os
+import stat as stat_module
+from collections.abc import Callable, Mapping
+
+from ftbuild.digest import Digest, hash_file
+from ftbuild.errors import ActionError, Place
+from ftbuild.store import disk, links
+from ftbuild.store.blobs import Blobs
+from ftbuild.store.checkout import Checkout
+from ftbuild.store.disk import SMALL_BYTES
+from ftbuild.store.statcache import StatCache, published_mtime_ns
+from ftbuild.store.trees import Entry, Tree, is_utf8
+
+_EXECUTABLE = 0o100
+
+
+class Ingest:
+    """Makes trees of directories, for one store."""
+
+    def __init__(
+        self, blobs: Blobs, checkout: Checkout, statcache: StatCache, fresh: Callable[[], str]
+    ) -> None:
+        self._blobs = blobs
+        self._checkout = checkout
+        self._statcache = statcache
+        self._fresh = fresh
+
+    def put(self, directory: str, adopted: Mapping[str, Digest]) -> Tree:
+        """Make `directory` a tree of the store; it is gone from its path afterwards.
+
+        Raises:
+            ActionError: it holds what no artifact may hold.
+            OSError: the store cannot be written; `directory` is left to the caller.
+        """
+        files, folders = _scan(directory)
+        entries = []
+        for path in sorted(files):
+            claimed = adopted.get(path)
+            entries.append(self._put_file(directory, path, claimed))
+        tree = Tree(tuple(entries))
+        _remove_empty(directory, folders, tree)
+        self._checkout.settle(directory, tree)
+        return tree
+
+    def _put_file(self, directory: str, relative: str, claimed: Digest | None) -> Entry:
+        path = f"{directory}/{relative}"
+        descriptor = _open(path)
+        try:
+            stat = os.fstat(descriptor)
+            if claimed is not None and self._blobs.is_same_inode(stat, claimed):
+                self._statcache.vouch(stat, claimed, 0)
+                return Entry(relative, "f", stat.st_size, claimed)
+            if stat.st_nlink > 1 or stat.st_uid != os.geteuid():
+                os.close(descriptor)
+                descriptor = -1
+                descriptor = _own(path, stat, self._fresh())
+                stat = os.fstat(descriptor)
+            if stat.st_size >= SMALL_BYTES:
+                return self._put_large(path, relative, stat)
+            data = os.read(descriptor, SMALL_BYTES)
+            if len(data) != stat.st_size:
+                raise _unfinished(relative)
+            digest = self._blobs.put_bytes(data)
+            entry = Entry(relative, _mode(stat), len(data), digest)
+            self._publish(descriptor, stat, entry)
+            return entry
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def _put_large(self, path: str, relative: str, stat: os.stat_result) -> Entry:
+        digest = hash_file(path)
+        entry = Entry(relative, _mode(stat), stat.st_size, digest)
+        now = os.lstat(path)
+        if (now.st_size, now.st_mtime_ns) != (stat.st_size, stat.st_mtime_ns):
+            raise _unfinished(relative)
+        self._publish(path, stat, entry)
+        self._blobs.adopt(path, entry)
+        return entry
+
+    def _publish(self, file: int | str, stat: os.stat_result, entry: Entry) -> None:
+        """Give a file the mode and mtime of what is published, and vouch for it."""
+        mode = 0o555 if entry.mode == "x" else 0o444
+        if stat_module.S_IMODE(stat.st_mode) != mode:
+            os.chmod(file, mode)
+        moment = published_mtime_ns(entry.digest)
+        os.utime(file, ns=(moment, moment))
+        self._statcache.vouch(os.stat(file), entry.digest, 0)
+
+
+def _mode(stat: os.stat_result) -> str:
+    return "x" if stat.st_mode & _EXECUTABLE else "f"
+
+
+def _open(path: str) -> int:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags)
+    except PermissionError:
+        os.chmod(path, 0o600)  # a rule may leave a file that not even its owner can read
+        return os.open(path, flags)
+
+
+def _own(path: str, stat: os.stat_result, staged: str) -> int:
+    """Replace a file by a copy on an inode of its own; return it opened."""
+    if not disk.clone(path, staged):
+        disk.copy_and_hash(path, staged)
+    os.chmod(staged, stat_module.S_IMODE(stat.st_mode) & 0o777)
+    os.rename(staged, path)
+    return _open(path)
+
+
+def _scan(directory: str) -> tuple[list[str], list[str]]:
+    """Return the relative paths of all files and folders; links are resolved on the way."""
+    files: list[str] = []
+    folders: list[str] = []
+    waiting = [""]
+    while waiting:
+        prefix = waiting.pop()
+        os.chmod(f"{directory}/{prefix}", 0o755)
+        found: list[str] = []
+        with os.scandir(f"{directory}/{prefix}") as entries:
+            for entry in entries:
+                relative = prefix + entry.name
+                if not is_utf8(relative):
+                    raise _misnamed(relative)
+                if entry.is_symlink():
+                    found.append(relative)
+                elif entry.is_dir(follow_symlinks=False):
+                    waiting.append(relative + "/")
+                elif entry.is_file(follow_symlinks=False):
+                    files.append(relative)
+                else:
+                    raise _special(relative)
+        for relative in found:
+            links.resolve(directory, relative)
+            is_folder = os.path.isdir(f"{directory}/{relative}")
+            (waiting.append(relative + "/") if is_folder else files.append(relative))
+        if prefix:
+            folders.append(prefix[:-1])
+    return files, folders
+
+
+def _remove_empty(directory: str, folders: list[str], tree: Tree) -> None:
+    if len(folders) + 1 == len(tree.folders):
+        return
+    for folder in sorted(set(folders).difference(tree.folders), reverse=True):
+        os.rmdir(f"{directory}/{folder}")
+
+
+def _misnamed(relative: str) -> ActionError:
+    shown = relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return ActionError(
+        f"the output holds a file whose name is not UTF-8: `{shown}`",
+        code="E0712",
+        where=Place(shown),
+        fix="write it under a name in UTF-8",
+    )
+
+
+def _special(relative: str) -> ActionError:
+    return ActionError(
+        f"the output holds something that is neither a file nor a folder: `{relative}`",
+        code="E0710",
+        where=Place(relative),
+        why="sockets, pipes and devices have no content that could be kept",
+        fix="remove it before the action ends",
+    )
+
+
+def _unfinished(relative: str) -> ActionError:
+    return ActionError(
+        f"the output is still being written to: `{relative}`",
+        code="E0713",
+        where=Place(relative),
+        why="the file changed while it was hashed",
+        fix="end all processes that the action starts before it ends itself",
+    )

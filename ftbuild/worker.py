@@ -1,0 +1,271 @@
+"""The child process: one action, described by a document, in a clean directory.
+
+The document is a JSON file that says all the rule needs (which rule, its params, where its
+inputs, its output and its scratch folder are). What the rule says comes back as JSON lines:
+
+    {"progress": {"step": 3, "steps": 45, "metrics": {"loss": 2.1}}}
+    {"warning": "…"}
+    {"done": {"adopted": {…}, "facts": {…}, "fragments": [160, 1]}}
+    {"failed": {"code": "E0803", "what": "…", …}}
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from ftbuild import keys
+from ftbuild.digest import Digest
+from ftbuild.errors import FtbuildError, Problem, RuleError
+from ftbuild.graph import RuleFacts
+from ftbuild.kinds import KINDS, Artifact
+from ftbuild.registry import load_rule
+from ftbuild.rule import Fragment, Piece, Source, SourceFile, Variable
+from ftbuild.store.actions import Record
+from ftbuild.store.statcache import StatCache
+from ftbuild.store.store import Store
+
+_KINDS = {kind.kind: kind for kind in KINDS}
+
+
+def run(document: dict[str, Any], events: IO[str]) -> int:
+    """Run the action of `document`, say on `events` how it went, return the exit status."""
+
+    def say(**event: Any) -> None:
+        events.write(json.dumps(event) + "\n")
+        events.flush()
+
+    context = WorkerContext(document, say)
+    try:
+        rule = load_rule(Path(document["root"]), RuleFacts(**document["rule"]))
+        params = rule.params.model_validate_json(json.dumps(document["params"]))
+        inputs = rule.inputs.model_validate(rule_inputs(document["inputs"]))
+        rule.function(context, inputs, params)
+        say(done=context.result())
+        return 0
+    except FtbuildError as error:
+        say(failed=[asdict(problem) for problem in error.problems])
+    except Exception as error:
+        # Not ours to mend: a library's own complaint. The log shows all of it.
+        traceback.print_exc()
+        what = f"{type(error).__name__}: {error}".strip()
+        say(failed=[asdict(Problem("E0701", what))])
+    finally:
+        context.close()
+    return 1
+
+
+def rule_inputs(plain: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a rule's `Inputs` from their plain form in a document."""
+    return {field: _input(value) for field, value in plain.items()}
+
+
+def _input(plain: Any) -> Any:
+    if "table" in plain:
+        return {name: _input(value) for name, value in plain["table"].items()}
+    if "list" in plain:
+        return tuple(_input(value) for value in plain["list"])
+    if "artifact" in plain:
+        kind, path, digest, label = plain["artifact"]
+        return _KINDS[kind](Path(path), Digest(digest), label)
+    if "source" in plain:
+        files = tuple(
+            SourceFile(Path(path), relative, Digest(digest), name)
+            for path, relative, digest, name in plain["source"]
+        )
+        return Source(files, plain["spec"])
+    name, value = plain["variable"]
+    return Variable(name, value)
+
+
+class WorkerContext:
+    """What a rule may use; see `ftbuild.rule.Context`."""
+
+    def __init__(self, document: dict[str, Any], say: Callable[..., None]) -> None:
+        self.out = Path(document["out"])
+        self.scratch = Path(document["scratch"])
+        self.cpus: int = document["cpus"]
+        self._document = document
+        self._say = say
+        self._facts: dict[str, Any] = {}
+        self._adopted: dict[str, Digest] = {}
+        self._fragments: list[int] = [0, 0]
+        self._known: dict[str, dict[str, Digest]] = dict(document["known"])
+        """Folders that may be linked from: their files' digests."""
+        self._store: Store | None = None
+
+    def log(self, text: str) -> None:
+        """Write a line to the action's log."""
+        print(text, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Say something that the user should read at the end of the build."""
+        print(f"warning: {text}", flush=True)
+        self._say(warning=text)
+
+    def progress(self, step: int, steps: int | None = None, **metrics: float) -> None:
+        """Report how far the action is."""
+        figures = {name: float(value) for name, value in metrics.items()}
+        self._say(progress={"step": step, "steps": steps, "metrics": figures})
+
+    def facts(self, **values: Any) -> None:
+        """Record figures about the output in its provenance."""
+        self._facts.update(values)
+
+    def result(self) -> dict[str, Any]:
+        """Return what the engine needs to know once the rule is done."""
+        fragments = self._fragments if self._fragments[0] else None
+        return {"adopted": self._adopted, "facts": self._facts, "fragments": fragments}
+
+    def close(self) -> None:
+        """Let go of the store; what was published is durable."""
+        if self._store is not None:
+            self._store.close()
+
+    def link(self, source: Path, name: str) -> None:
+        """Put `source` at `out / name`, without a copy where it is an object of the store."""
+        target = self.out / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest = self._digest(source)
+        if digest is not None:
+            try:
+                os.link(self._open_store().blob_path(digest), target)
+            except OSError:  # another file system, or 65,000 links: then it is a copy
+                pass
+            else:
+                self._adopted[name] = digest
+                return
+        import shutil
+
+        shutil.copyfile(source, target)
+
+    def _digest(self, source: Path) -> Digest | None:
+        for parent in source.parents:
+            files = self._known.get(str(parent))
+            if files is not None:
+                return files.get(source.relative_to(parent).as_posix())
+        return None
+
+    def _open_store(self) -> Store:
+        if self._store is None:
+            self._store = Store(
+                Path(self._document["store"]), StatCache(Path(self._document["statcache"]))
+            )
+        return self._store
+
+    def fragments(
+        self, function: Callable[[Piece, Path], Any], pieces: Iterable[Piece], *, of: str
+    ) -> list[Fragment]:
+        """Run `function(piece, out)` for each piece that no earlier build has done."""
+        todo = list(pieces)
+        store = self._open_store()
+        name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
+        documents = [
+            keys.fragment_document(
+                self._document["document"], of=of, function=name, identity=piece.identity
+            )
+            for piece in todo
+        ]
+        found = [store.find(keys.action_key(document)) for document in documents]
+        missing = [i for i, record in enumerate(found) if record is None]
+        self._fragments[0] += len(todo)
+        self._fragments[1] += len(missing)
+        done = len(todo) - len(missing)
+        for i, tree, value in self._run_pieces(function, todo, missing):
+            key = keys.action_key(documents[i])
+            record = Record(key, tree, value, documents[i], {})
+            store.publish(record)
+            found[i] = record
+            done += 1
+            self.progress(done, len(todo))
+        return [self._fragment(r, i in set(missing)) for i, r in enumerate(found) if r is not None]
+
+    def _fragment(self, record: Record, was_built: bool) -> Fragment:
+        path = self._open_store().lay_out(record.tree)
+        self._known[str(path)] = {entry.path: entry.digest for entry in record.tree.entries}
+        return Fragment(path, record.value, was_built)
+
+    def _run_pieces(
+        self, function: Callable[[Piece, Path], Any], pieces: list[Piece], missing: list[int]
+    ) -> Iterable[tuple[int, Any, Any]]:
+        """Yield index, tree and value of each missing piece, as they come."""
+        store = self._open_store()
+        if self.cpus == 1 or len(missing) < 2:
+            for i in missing:
+                yield i, *_run_piece(function, pieces[i], store)
+            return
+        from concurrent.futures import ProcessPoolExecutor, as_completed
+        from concurrent.futures.process import BrokenProcessPool
+        from multiprocessing import get_context
+
+        global _pool_work
+        _pool_work = (function, pieces, store)
+        workers = min(self.cpus, len(missing))
+        with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+            futures = {pool.submit(_run_pooled, i): i for i in missing}
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], *future.result()
+            except BrokenProcessPool as e:
+                raise RuleError(
+                    "a process that worked on a part of the data was killed",
+                    code="E0704",
+                    why="likely by the system for want of memory",
+                    fix="give the target fewer cores: resources = { cpus = 1 }",
+                ) from e
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+_pool_work: tuple[Callable[[Piece, Path], Any], list[Piece], Store]
+"""What forked children inherit: functions and payloads need no pickling that way."""
+
+
+def _run_pooled(i: int) -> tuple[Any, Any]:
+    function, pieces, store = _pool_work
+    return _run_piece(function, pieces[i], store)
+
+
+def _run_piece(
+    function: Callable[[Piece, Path], Any], piece: Piece, store: Store
+) -> tuple[Any, Any]:
+    out = store.workspace()
+    value = function(piece, out)
+    return store.put_tree(out), value
+
+
+def artifact_from(plain: list[str]) -> Artifact:
+    """Return an artifact from its plain form: kind, path, digest, label."""
+    kind, path, digest, label = plain
+    return _KINDS[kind](Path(path), Digest(digest), label)
+
+
+def main() -> int:
+    """Show or compare artifacts: `python -m ftbuild.worker`, one JSON request on standard input.
+
+    The answer is one JSON line on the standard output that the process was started with;
+    what libraries print there goes to standard error.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    request = json.load(sys.stdin)
+    from importlib import import_module
+
+    viewer = import_module(request["module"])
+    artifacts = [artifact_from(plain) for plain in request["artifacts"]]
+    try:
+        view = getattr(viewer, request["function"])(*artifacts, *request["arguments"])
+        answer: dict[str, Any] = {"view": asdict(view)}
+    except FtbuildError as error:
+        answer = {"failed": [asdict(problem) for problem in error.problems]}
+    answers.write(json.dumps(answer))
+    answers.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

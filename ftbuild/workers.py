@@ -1,0 +1,207 @@
+"""Workers, seen from the engine: run an action in a child, hear what it says, end it.
+
+A rule written in Python runs in a worker that the warm parent forks (warm.py); a rule that
+only names a command runs as that command, without a worker. Either is a session of its own,
+so that one signal ends it with all it started.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from ftbuild.errors import MachineError
+from ftbuild.warm import kill_group, reap
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a child ended."""
+
+    status: int
+    """Its exit status; minus the signal's number where a signal ended it."""
+    max_rss_bytes: int
+
+
+class Workers:
+    """All children of one build."""
+
+    def __init__(self, environment: Callable[[], Mapping[str, str]], directory: Path) -> None:
+        """`environment` is asked for once, when the first worker is needed."""
+        self._environment = environment
+        self._directory = directory
+        self._parent: WarmParent | None = None
+        self._lock = threading.Lock()
+        self._groups: set[int] = set()
+        self._is_stopped = False
+
+    def run_command(
+        self, argv: Sequence[str], environment: Mapping[str, str], work: Path, log: int
+    ) -> Exit:
+        """Run a command to its end in the folder `work`.
+
+        Raises:
+            MachineError: E0705, the program cannot be started.
+        """
+        try:
+            child = subprocess.Popen(
+                argv,
+                env=environment,
+                cwd=work,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        except OSError as e:
+            raise MachineError(f"`{argv[0]}` cannot be started: {e.strerror}", code="E0705") from e
+        self._began(child.pid)
+        child.returncode, max_rss_bytes = reap(child.pid)
+        self._forget(child.pid)
+        return Exit(child.returncode, max_rss_bytes)
+
+    def run_worker(
+        self,
+        action: Path,
+        preload: Sequence[str],
+        log: int,
+        on_event: Callable[[dict[str, Any]], None],
+    ) -> Exit:
+        """Run the action of the document `action` to its end.
+
+        Raises:
+            MachineError: E0706, the warm parent died.
+        """
+        parent = self._warm_parent()
+        reading, writing = os.pipe()
+        try:
+            pid, replies = parent.fork(action, preload, (log, writing))
+        finally:
+            os.close(writing)
+        self._began(pid)
+        with os.fdopen(reading, encoding="utf-8") as events:
+            for line in events:
+                if line.endswith("\n"):
+                    on_event(json.loads(line))
+        last = parent.next(replies)
+        self._forget(pid)
+        return Exit(last["status"], last["max_rss_bytes"])
+
+    def _warm_parent(self) -> "WarmParent":
+        with self._lock:
+            if self._parent is None:
+                self._parent = WarmParent(self._environment(), self._directory)
+            return self._parent
+
+    def _began(self, pid: int) -> None:
+        with self._lock:
+            self._groups.add(pid)
+            is_stopped = self._is_stopped
+        if is_stopped:
+            kill_group(pid)
+
+    def _forget(self, pid: int) -> None:
+        with self._lock:
+            self._groups.discard(pid)
+
+    def stop(self) -> None:
+        """End all children at once; those that start from now on end too."""
+        with self._lock:
+            self._is_stopped = True
+            groups = list(self._groups)
+        for pid in groups:
+            kill_group(pid)
+
+    def close(self) -> None:
+        """End the warm parent."""
+        if self._parent is not None:
+            self._parent.close()
+
+
+Replies = SimpleQueue[dict[str, int]]
+
+
+class WarmParent:
+    """The engine's end of the socket to one warm parent."""
+
+    def __init__(self, environment: Mapping[str, str], directory: Path) -> None:
+        ours, theirs = socket.socketpair()
+        self._socket = ours
+        self._lock = threading.Lock()
+        self._waiting: dict[int, Replies] = {}
+        self._count = 0
+        self._is_gone = False
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "ftbuild.warm", str(theirs.fileno())],
+            env=dict(environment),
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
+        theirs.close()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def fork(
+        self, action: Path, preload: Sequence[str], descriptors: tuple[int, int]
+    ) -> tuple[int, Replies]:
+        """Ask for a worker; return its pid and the queue in which its end will arrive."""
+        replies: Replies = SimpleQueue()
+        with self._lock:
+            self._count += 1
+            self._waiting[self._count] = replies
+            request = {"id": self._count, "action": str(action), "preload": list(preload)}
+            try:
+                socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
+            except OSError as e:
+                raise _died() from e
+            # One request at a time: a stream has no message boundaries of its own.
+            return self.next(replies)["pid"], replies
+
+    def next(self, replies: Replies) -> dict[str, int]:
+        """Return the next thing that became of a worker.
+
+        Raises:
+            MachineError: E0706, the parent died.
+        """
+        if self._is_gone and replies.empty():
+            raise _died()
+        reply = replies.get()
+        if not reply:
+            raise _died()
+        return reply
+
+    def _read(self) -> None:
+        with suppress(OSError, ValueError), self._socket.makefile(encoding="utf-8") as lines:
+            for line in lines:
+                reply = json.loads(line)
+                self._waiting[reply["id"]].put(reply)
+        self._is_gone = True
+        for replies in list(self._waiting.values()):
+            replies.put({})
+
+    def close(self) -> None:
+        """End the parent and wait for it."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._process.wait()
+        self._socket.close()
+
+
+def _died() -> MachineError:
+    return MachineError(
+        "the process that forks the workers died",
+        code="E0706",
+        why="the machine ran out of memory, or somebody ended it",
+        fix="run the build again; what was finished is kept",
+    )

@@ -1,0 +1,91 @@
+"""Shards as Arrow IPC files: `data/train-00000.arrow` and so on.
+
+The file format (not the stream), no compression, one record batch, a schema that is fixed and
+never inferred: the bytes depend on the rows alone, readers map them into memory, and
+`datasets.load_dataset(directory, split="train")` opens them in their order.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ftbuild.api import canonical_json
+
+_WIDTH = 5
+
+
+def dataset_schema(form: str) -> Any:
+    """Return the columns of a dataset whose normal form is `form`."""
+    import pyarrow as pa
+
+    text = pa.string()
+    message = pa.struct(
+        [
+            ("role", text),
+            ("content", text),
+            ("name", text),
+            ("tool_calls", text),
+            ("tool_call_id", text),
+            ("train", pa.bool_()),
+        ]
+    )
+    messages = pa.list_(message)
+    columns = {
+        "messages": [("messages", messages), ("tools", text)],
+        "preference": [
+            ("prompt", messages),
+            ("chosen", messages),
+            ("rejected", messages),
+            ("tools", text),
+        ],
+        "text": [("text", text)],
+    }
+    return pa.schema([*columns[form], ("metadata", text)])
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]], schema: Any) -> None:
+    """Write `rows` as one file."""
+    import pyarrow as pa
+
+    write_batch(path, pa.RecordBatch.from_pylist(list(rows), schema=schema))
+
+
+def write_batch(path: Path, batch: Any) -> None:
+    """Write one record batch as one file."""
+    import pyarrow as pa
+
+    options = pa.ipc.IpcWriteOptions(compression=None)
+    with pa.ipc.new_file(str(path), batch.schema, options=options) as writer:
+        writer.write_batch(batch)
+
+
+def read_table(path: Path) -> Any:
+    """Return the rows of a file, mapped into memory."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as mapped:
+        return pa.ipc.open_file(mapped).read_all()
+
+
+def read_rows(directory: Path, *, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of all shards of an artifact in their order."""
+    for path in shard_paths(directory):
+        table = read_table(path)
+        for batch in (table.select(columns) if columns else table).to_batches(max_chunksize=256):
+            yield from batch.to_pylist()
+
+
+def shard_paths(directory: Path) -> list[Path]:
+    """Return the shards of an artifact in their order."""
+    return sorted((directory / "data").glob("train-*.arrow"))
+
+
+def shard_name(index: int, total: int) -> str:
+    """Return the name of one of `total` shards; as text they sort as they are numbered."""
+    width = max(_WIDTH, len(str(total - 1)))
+    return f"data/train-{index:0{width}}.arrow"
+
+
+def write_index(path: Path, index: dict[str, Any]) -> None:
+    """Write `dataset.json` or `tokens.json`: canonical, so that equal content is equal bytes."""
+    path.write_bytes(canonical_json(index) + b"\n")

@@ -1,0 +1,42 @@
+"""Which files a model directory has, and which of them hold its weights."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from ftbuild_rules.models._safetensors import damaged
+
+from ftbuild.api import RuleError
+
+SINGLE_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+TEMPLATE_NAME = "chat_template.jinja"
+
+
+def files_of(directory: Path) -> dict[str, Path]:
+    """Return the files right below `directory` by name."""
+    return {path.name: path for path in sorted(directory.iterdir()) if path.is_file()}
+
+
+def weight_files(files: Mapping[str, Path]) -> tuple[str, ...]:
+    """Return which of a model's `files` hold its weights: the index's, else the one file.
+
+    Raises:
+        RuleError: E0924: there is no weight file, or the index names one that is absent.
+    """
+    if INDEX_NAME not in files:
+        if SINGLE_NAME in files:
+            return (SINGLE_NAME,)
+        raise RuleError(
+            f"the model has no `{SINGLE_NAME}`",
+            code="E0924",
+            fix="save it with Transformers' `save_pretrained`",
+        )
+    try:
+        names = sorted(set(json.loads(files[INDEX_NAME].read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(INDEX_NAME, f"its `weight_map` cannot be read ({error})") from error
+    for name in names:
+        if name not in files:
+            raise damaged(INDEX_NAME, f"it names `{name}`, which is not among the files")
+    return tuple(names)

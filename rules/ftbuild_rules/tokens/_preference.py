@@ -1,0 +1,98 @@
+"""Rows of preference pairs -> `prompt_ids`, `chosen_ids`, `rejected_ids`.
+
+The answer begins where the ids of the prompt (with the generation prompt) and the ids of the
+whole conversation part. So the ids of prompt and answer together are those of the conversation,
+whatever a trainer does with them: DPO, IPO, ORPO, KTO and reward models take the same rows.
+Source: https://github.com/huggingface/trl/blob/v1.16.0/trl/trainer/dpo_trainer.py#L1075
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ftbuild_rules.templates._render import TemplateError
+from ftbuild_rules.tokens._findings import Findings
+from ftbuild_rules.tokens._sft import Tally, Task, is_double_bos
+
+Triple = tuple[list[int], list[int], list[int]]
+_Texts = tuple[str, str, str]
+
+
+def preference_rows(
+    task: Task, rows: Sequence[tuple[int, dict[str, Any]]], tally: Tally
+) -> Iterator[Triple]:
+    """Yield the ids of each pair that is kept; `rows` are numbered within their shard."""
+    numbers: list[int] = []
+    texts: list[str] = []
+    for number, row in rows:
+        found = _texts(task, number, row, tally.findings)
+        if found is not None:
+            numbers.append(number)
+            texts.extend(found)
+            _lint_end(task, number, found, tally.findings)
+    encoded = task.encoder.encode(texts)
+    for place, number in enumerate(numbers):
+        prompt, chosen, rejected = encoded[3 * place : 3 * place + 3]
+        triple = _split(task, number, (prompt, chosen, rejected), tally.findings)
+        kept = _fit(task, number, triple, tally)
+        if kept is not None:
+            yield kept
+
+
+def _texts(task: Task, number: int, row: dict[str, Any], findings: Findings) -> _Texts | None:
+    assert task.renderer is not None
+    prompt, tools = row["prompt"], row["tools"]
+    try:
+        return (
+            task.renderer.render(prompt, tools, add_generation_prompt=True),
+            task.renderer.render(prompt + row["chosen"], tools),
+            task.renderer.render(prompt + row["rejected"], tools),
+        )
+    except TemplateError as error:
+        findings.add("template", number, str(error))
+        return None
+
+
+def _lint_end(task: Task, number: int, texts: _Texts, findings: Findings) -> None:
+    if not all(text.rstrip().endswith(task.encoder.enders) for text in texts[1:]):
+        findings.add("end_of_turn", number)
+
+
+def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many ids both begin with."""
+    length = 0
+    for left, right in zip(one, other, strict=False):
+        if left != right:
+            break
+        length += 1
+    return length
+
+
+def _split(task: Task, number: int, ids: Triple, findings: Findings) -> Triple:
+    """Return the prompt's ids, and what follows them in each conversation."""
+    prompt, chosen, rejected = ids
+    length = min(common_prefix_length(prompt, chosen), common_prefix_length(prompt, rejected))
+    if length < len(prompt):
+        findings.add("prompt_prefix", number)
+    if is_double_bos(task.encoder, chosen):
+        findings.add("double_bos", number)
+    return prompt[:length], chosen[length:], rejected[length:]
+
+
+def _fit(task: Task, number: int, ids: Triple, tally: Tally) -> Triple | None:
+    """Return the pair within `max_length`; None where it is dropped."""
+    prompt, chosen, rejected = ids
+    length = len(prompt) + max(len(chosen), len(rejected))
+    if length > task.max_length:
+        if task.overflow == "drop":
+            tally.dropped += 1
+            return None
+        if task.overflow == "error":
+            tally.findings.add("too_long", number, f"it has {length:,} tokens")
+        tally.truncated += 1
+        room = max(0, task.max_length - len(prompt))
+        prompt, chosen, rejected = prompt[: task.max_length], chosen[:room], rejected[:room]
+    if not chosen or not rejected:
+        tally.findings.add("no_trainable_tokens", number)
+    elif chosen == rejected:
+        tally.findings.add("equal_pairs", number)
+    return prompt, chosen, rejected

@@ -1,0 +1,125 @@
+"""Rows of conversations and texts -> `input_ids` and `labels`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ftbuild_rules.templates._render import InexactError, Rendered, Renderer, TemplateError
+from ftbuild_rules.tokens._encoder import Encoder
+from ftbuild_rules.tokens._findings import Findings
+from ftbuild_rules.tokens._masks import MASKED, Labelled, MaskPolicy, label_turns
+
+Overflow = Literal["error", "drop", "truncate"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that decides how a row becomes tokens."""
+
+    form: str
+    encoder: Encoder
+    renderer: Renderer | None
+    """None for plain text."""
+    policy: MaskPolicy
+    train_on_inputs: bool
+    max_length: int
+    overflow: Overflow
+
+
+@dataclass
+class Tally:
+    """What became of the rows of a shard."""
+
+    findings: Findings
+    dropped: int = 0
+    truncated: int = 0
+
+
+def sft_rows(
+    task: Task, rows: Sequence[tuple[int, dict[str, Any]]], tally: Tally
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield ids and labels of each row that is kept; `rows` are numbered within their shard."""
+    make = _text_rows if task.form == "text" else _message_rows
+    for number, ids, labelled in make(task, rows, tally.findings):
+        _lint(task, number, ids, labelled, tally.findings)
+        labels = labelled.labels
+        if len(ids) > task.max_length:
+            if task.overflow == "drop":
+                tally.dropped += 1
+                continue
+            if task.overflow == "error":
+                tally.findings.add("too_long", number, f"it has {len(ids):,} tokens")
+            tally.truncated += 1
+            ids, labels = ids[: task.max_length], labels[: task.max_length]
+        # The label of the first token is never used: nothing comes before it to predict it.
+        if all(label == MASKED for label in labels[1:]):
+            tally.findings.add("no_trainable_tokens", number)
+        yield ids, labels
+
+
+_Numbered = tuple[int, list[int], Labelled]
+
+
+def _lint(task: Task, number: int, ids: list[int], labelled: Labelled, findings: Findings) -> None:
+    if is_double_bos(task.encoder, ids):
+        findings.add("double_bos", number)
+    if labelled.lacks_eot:
+        findings.add("end_of_turn", number)
+    if labelled.has_split_token:
+        findings.add("split_tokens", number)
+
+
+def is_double_bos(encoder: Encoder, ids: Sequence[int]) -> bool:
+    """Say whether the ids begin with two BOS tokens."""
+    return encoder.bos_id is not None and list(ids[:2]) == [encoder.bos_id] * 2
+
+
+def _text_rows(
+    task: Task, rows: Sequence[tuple[int, dict[str, Any]]], findings: Findings
+) -> Iterator[_Numbered]:
+    """Yield texts, all of each trained on, with the tokenizer's BOS and one EOS at the end."""
+    eos = task.encoder.eos_id
+    assert eos is not None  # checked before the first shard
+    texts = [row["text"] for _, row in rows]
+    for (number, _), ids in zip(
+        rows, task.encoder.encode(texts, with_special_tokens=True), strict=True
+    ):
+        whole = ids if ids[-1:] == [eos] else [*ids, eos]
+        labels = list(whole)
+        if task.policy.train_on_eot == "none":
+            labels[-1] = MASKED
+        yield number, whole, Labelled(labels, lacks_eot=False, has_split_token=False)
+
+
+def _message_rows(
+    task: Task, rows: Sequence[tuple[int, dict[str, Any]]], findings: Findings
+) -> Iterator[_Numbered]:
+    rendered = [
+        (number, row, found)
+        for number, row in rows
+        if (found := _rendered(task, number, row, findings)) is not None
+    ]
+    texts = [found.text for _, _, found in rendered]
+    if task.train_on_inputs:
+        for (number, _, _), ids in zip(rendered, task.encoder.encode(texts), strict=True):
+            yield number, ids, Labelled(list(ids), lacks_eot=False, has_split_token=False)
+        return
+    encoded = task.encoder.encode_with_offsets(texts)
+    for (number, row, found), (ids, offsets) in zip(rendered, encoded, strict=True):
+        trained = task.policy.trained(row["messages"])
+        yield number, ids, label_turns(ids, offsets, found.turns, trained, task.policy)
+
+
+def _rendered(task: Task, number: int, row: dict[str, Any], findings: Findings) -> Rendered | None:
+    """Return the row as text with its turns; None where it has none, which is noted."""
+    assert task.renderer is not None
+    messages, tools = row["messages"], row["tools"]
+    try:
+        if task.train_on_inputs:
+            return Rendered(task.renderer.render(messages, tools), ())
+        return task.renderer.turns(messages, tools, task.policy.roles(messages))
+    except TemplateError as error:
+        findings.add("template", number, str(error))
+    except InexactError as error:
+        findings.add("inexact", number, str(error))
+    return None

@@ -1,0 +1,46 @@
+"""Write a model whose weights were trained: same layout, type and tokenizer as its base."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ftbuild_rules.models._files import INDEX_NAME
+
+from ftbuild.api import Model, RuleError, canonical_json
+
+
+def save_model(model: Any, out: Path, *, base: Model) -> None:
+    """Write `model` to `out` in the type of the files of `base`, with all else from there.
+
+    Raises:
+        RuleError: E0913: a value is not finite.
+    """
+    import torch
+
+    for name, parameter in sorted(model.named_parameters()):
+        if not parameter.isfinite().all():
+            raise RuleError(
+                f"the trained model holds NaN or infinite values in `{name}`",
+                code="E0913",
+                fix="lower `learning_rate`",
+            )
+    config = json.loads((base.path / "config.json").read_bytes())
+    dtype = config.get("dtype", config.get("torch_dtype", "float32"))
+    model.to(getattr(torch, dtype)).save_pretrained(out)
+    for path in out.iterdir():
+        if path.suffix != ".safetensors" and path.name != INDEX_NAME:
+            path.unlink()
+    if (out / INDEX_NAME).exists():
+        index = json.loads((out / INDEX_NAME).read_bytes())
+        (out / INDEX_NAME).write_bytes(canonical_json(index))
+    copy_all_but_weights(base.path, out)
+
+
+def copy_all_but_weights(source: Path, out: Path) -> None:
+    """Copy a model's settings, tokenizer and templates."""
+    for path in sorted(p for p in source.rglob("*") if p.is_file()):
+        name = path.relative_to(source)
+        if path.suffix != ".safetensors" and path.name != INDEX_NAME:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, out / name)

@@ -1,0 +1,223 @@
+"""Tokens as training reads them: memory-mapped, in row order, checked before a model is loaded.
+
+One row of SFT tokens: {"input_ids": [1, 9, 4, 2], "labels": [-100, -100, 4, 2]}.
+One row of preference tokens: {"prompt_ids": [1, 9], "chosen_ids": [4, 2], "rejected_ids": [5, 2]}.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ftbuild_rules.models._files import TEMPLATE_NAME
+
+from ftbuild.api import Model, Place, RuleError, Tokens
+
+Form = Literal["sft", "preference"]
+COLUMNS: dict[Form, tuple[str, ...]] = {
+    "sft": ("input_ids", "labels"),
+    "preference": ("prompt_ids", "chosen_ids", "rejected_ids"),
+}
+_MASKED = -100
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """The rows of a `tokens` artifact."""
+
+    label: str
+    """Who made them, for messages."""
+    form: Form
+    table: Any
+    """A pyarrow Table over memory-mapped files."""
+    template: str | None
+    """The chat template that rendered the rows."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        return int(self.table.num_rows)
+
+    def dataset(self, *, with_row: bool) -> Any:
+        """Return the rows as a `datasets.Dataset`, with their numbers as `row` if wanted."""
+        import pyarrow as pa
+        from datasets import Dataset
+        from datasets.table import InMemoryTable
+
+        table = self.table
+        if with_row:
+            table = table.append_column("row", pa.array(range(self.num_rows), pa.int64()))
+        return Dataset(InMemoryTable(table))
+
+
+def read_tokens(tokens: Tokens, form: Form, *, rule: str) -> TokenRows:
+    """Open a `tokens` artifact for a rule that needs rows of `form`.
+
+    Raises:
+        RuleError: E0901: the rows have another form; E0907: there are none.
+    """
+    import pyarrow as pa
+
+    about = json.loads((tokens.path / "tokens.json").read_bytes())
+    label = tokens.label or "tokens"
+    files = sorted(
+        (tokens.path / "data").glob("train-*.arrow"), key=lambda p: (len(p.name), p.name)
+    )
+    tables = [pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files]
+    table = pa.concat_tables(tables)
+    missing = [name for name in COLUMNS[form] if name not in table.column_names]
+    if about["form"] != form or missing or "seq_lengths" in table.column_names:
+        wanted = "preference" if form == "preference" else "messages"
+        raise RuleError(
+            f"`{rule}` needs tokens of the form `{form}`; `{label}` has the form `{about['form']}`",
+            code="E0901",
+            where=Place(path=label),
+            why=f"its columns are {', '.join(table.column_names)}",
+            fix=f"make `data` a `tokens` target whose dataset has the form `{wanted}`, not packed",
+        )
+    if table.num_rows == 0:
+        raise RuleError(
+            f"`{label}` has no rows", code="E0907", where=Place(path=label), fix="add rows"
+        )
+    template = tokens.path / TEMPLATE_NAME
+    text = template.read_text(encoding="utf-8") if template.exists() else None
+    return TokenRows(label, form, table.select(COLUMNS[form]), text)
+
+
+def require_fit(rows: TokenRows, model: Model) -> None:
+    """Refuse rows that `model` cannot be trained on.
+
+    Raises:
+        RuleError: E0903: a row is longer than the model's context; E0904: an id is not in its
+            vocabulary; E0905: a row has nothing to train on.
+    """
+    config = json.loads((model.path / "config.json").read_bytes())
+    config = {**config, **config.get("text_config", {})}
+    for lengths, first in _row_lengths(rows):
+        context = config.get("max_position_embeddings")
+        if context is not None and (too_long := (lengths > context).nonzero()[0]).size:
+            row = int(too_long[0])
+            raise _row_error(
+                rows,
+                first + row,
+                f"row {first + row} of `{rows.label}` has {int(lengths[row])} tokens; the model "
+                f"reads at most {context}",
+                code="E0903",
+                fix=f"set `max_length = {context}` on `{rows.label}`",
+            )
+    _require_ids(rows, int(config["vocab_size"]))
+    _require_trainable(rows)
+
+
+def _row_error(rows: TokenRows, row: int, what: str, *, code: str, fix: str) -> RuleError:
+    where = Place(path=rows.label, within=f"row {row}")
+    return RuleError(what, code=code, where=where, fix=fix)
+
+
+def template_digest(text: str) -> str:
+    """Return one digest for all templates that render alike but for marks of what to train on."""
+    marks = r"\{%-?\s*(?:end)?generation\s*-?%\}"
+    return hashlib.sha256(re.sub(marks, "", text).encode()).hexdigest()
+
+
+def has_other_template(rows: TokenRows, model: Model) -> bool:
+    """Say whether the rows were rendered by another chat template than the model's."""
+    path = model.path / TEMPLATE_NAME
+    if rows.template is None:
+        return False
+    own = path.read_text(encoding="utf-8") if path.exists() else ""
+    return template_digest(rows.template) != template_digest(own)
+
+
+def require_template(rows: TokenRows, model: Model) -> None:
+    """Refuse rows that another chat template rendered.
+
+    Raises:
+        RuleError: E0902.
+    """
+    if has_other_template(rows, model):
+        raise RuleError(
+            f"`{rows.label}` was rendered by another chat template than the one of "
+            f"`{model.label or 'model'}`",
+            code="E0902",
+            where=Place(path=rows.label),
+            why="the trained model would be asked in a form that it was not trained on",
+            fix="take the tokens' `chat_template` away; or set `other_template = true` here, and "
+            "what is trained carries the tokens' template",
+        )
+
+
+def _chunks(rows: TokenRows, name: str) -> Iterator[tuple[Any, Any, int]]:
+    """Yield for each chunk of a column its values, row boundaries and first row's number."""
+    first = 0
+    for chunk in rows.table.column(name).chunks:
+        bounds = chunk.offsets.to_numpy()
+        values = chunk.flatten().to_numpy(zero_copy_only=False)
+        yield values, bounds - bounds[0], first
+        first += len(chunk)
+
+
+def _row_lengths(rows: TokenRows) -> Iterator[tuple[Any, int]]:
+    """Yield the lengths of the sequences of each chunk and the number of its first row."""
+    import numpy as np
+
+    if rows.form == "sft":
+        for _, bounds, first in _chunks(rows, "input_ids"):
+            yield np.diff(bounds), first
+        return
+    columns = [_chunks(rows, name) for name in COLUMNS["preference"]]
+    for (_, prompt, first), (_, chosen, _), (_, rejected, _) in zip(*columns, strict=True):
+        yield np.diff(prompt) + np.maximum(np.diff(chosen), np.diff(rejected)), first
+
+
+def _require_ids(rows: TokenRows, vocab_size: int) -> None:
+    for name in COLUMNS[rows.form]:
+        lowest = _MASKED if name == "labels" else 0
+        for values, bounds, first in _chunks(rows, name):
+            wrong = ((values < 0) & (values != lowest)) | (values >= vocab_size)
+            if wrong.any():
+                place = int(wrong.argmax())
+                row = first + int((bounds[1:] <= place).sum())
+                raise _row_error(
+                    rows,
+                    row,
+                    f"row {row} of `{rows.label}` has the id {int(values[place])} in `{name}`; the "
+                    f"model's vocabulary has {vocab_size}",
+                    code="E0904",
+                    fix="tokenize with the model that is trained: `model` on the tokens target",
+                )
+
+
+def _require_trainable(rows: TokenRows) -> None:
+    """Refuse rows without a token to learn.
+
+    The first token of a sequence is predicted from nothing, so a label there counts for nothing.
+    """
+    import numpy as np
+
+    empty: list[int] = []
+    if rows.form == "sft":
+        for values, bounds, first in _chunks(rows, "labels"):
+            trained = np.concatenate([[0], np.cumsum(values != _MASKED)])
+            starts = np.minimum(bounds[:-1] + 1, bounds[1:])
+            empty += (first + (trained[bounds[1:]] == trained[starts]).nonzero()[0]).tolist()
+    else:
+        prompts = [np.diff(bounds) for _, bounds, _ in _chunks(rows, "prompt_ids")]
+        for name in ("chosen_ids", "rejected_ids"):
+            pairs = zip(_chunks(rows, name), prompts, strict=True)
+            for (_, bounds, first), prompt in pairs:
+                lacks = (np.diff(bounds) == 0) | (prompt + np.diff(bounds) < 2)
+                empty += (first + lacks.nonzero()[0]).tolist()
+    if empty:
+        row = min(empty)
+        lacking = "no label other than -100" if rows.form == "sft" else "no completion to compare"
+        raise _row_error(
+            rows,
+            row,
+            f"{len(set(empty))} of {rows.num_rows} rows of `{rows.label}` have {lacking}",
+            code="E0905",
+            fix=f"look at `ftbuild inspect {rows.label} --row {row}`; check `train_on` and "
+            "`max_length`",
+        )

@@ -1,0 +1,115 @@
+"""Kill -9 and failing system calls at every point at which a small build changes the store."""
+
+import re
+from pathlib import Path
+
+import pytest
+from faults.store_faults import (
+    STRACE,
+    Outcome,
+    Point,
+    fired,
+    inject,
+    is_complete,
+    look,
+    points,
+    run_writer,
+    sample,
+)
+from store_kit import records_without_bytes
+
+pytestmark = pytest.mark.skipif(STRACE is None, reason="strace is not installed")
+
+
+def _sweep(tmp_path: Path, chosen: list[Point], what: str, variant: str = "") -> Outcome:
+    outcome = Outcome(planned=len(chosen))
+    for number, point in enumerate(chosen):
+        directory = tmp_path / f"{variant.replace(' ', '-')}{number}"
+        done = inject(directory, point, what, variant)
+        outcome.fired += fired(directory)
+        if "signal" not in what:
+            # The call may be one whose failure does no harm; else it is told in words.
+            told = re.match(r"error\[E06\d\d\]: ", done.stderr) is not None
+            if done.returncode != (5 if told else 0):
+                outcome.failed += 1
+                outcome.details.append(f"{point}: {done.returncode} {done.stderr[-500:]}")
+        look(directory, done.stdout, outcome)
+    return outcome
+
+
+def _report(name: str, outcome: Outcome, total: int) -> None:
+    print(f"{name}: {total} points; {outcome}", *outcome.details, sep="\n")
+
+
+def test_kill_at_any_point_corrupts_nothing_and_redoes_nothing(tmp_path: Path) -> None:
+    found = points(tmp_path / "trace")
+    chosen = sample(found, 36)
+    outcome = _sweep(tmp_path, chosen, "signal=SIGKILL")
+    _report("kill", outcome, len(found))
+    assert len(found) > 100
+    expected = Outcome(planned=len(chosen), fired=len(chosen))
+    assert (str(outcome), outcome.details) == (str(expected), [])
+
+
+@pytest.mark.parametrize("variant", ["in place", "record first"])
+def test_kill_sweep_turns_red_on_a_broken_store(tmp_path: Path, variant: str) -> None:
+    found = points(tmp_path / "trace", variant)
+    if variant == "in place":
+        of_blobs = _writes_of_blobs(tmp_path / "trace.trace")
+        chosen = [point for point in found if point.call == "write" and point.number in of_blobs]
+    else:
+        chosen = [point for point in found if point.call == "rename"][3:]
+    outcome = _sweep(tmp_path, chosen[:8], "signal=SIGKILL", variant)
+    _report(variant, outcome, len(found))
+    assert outcome.fired == outcome.planned > 2
+    assert outcome.corrupt > 0
+
+
+def _writes_of_blobs(trace: Path) -> set[int]:
+    writes = [line for line in trace.read_text().splitlines() if line.startswith("write(")]
+    return {number for number, line in enumerate(writes, 1) if "/blobs/" in line}
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
+def test_failing_call_is_told_in_words_and_corrupts_nothing(tmp_path: Path, error: str) -> None:
+    # What makes bytes durable has a test of its own: there, what was built is dropped.
+    harmless = ("rmdir", "unlink", "flock", "fsync", "syncfs")
+    traced = points(tmp_path / "trace")
+    found = [p for p in traced if p.call not in harmless and not p.is_of_action]
+    chosen = sample(found, 16)
+    outcome = _sweep(tmp_path, chosen, f"error={error}")
+    _report(error, outcome, len(found))
+    expected = Outcome(planned=len(chosen), fired=len(chosen))
+    assert (str(outcome), outcome.details) == (str(expected), [])
+
+
+def test_failed_fsync_records_nothing(tmp_path: Path) -> None:
+    found = [p for p in points(tmp_path / "trace", "flush each") if p.call in ("fsync", "syncfs")]
+    assert {point.call for point in found} == {"fsync", "syncfs"}
+    num_fired = 0
+    for number, point in enumerate(found):
+        directory = tmp_path / str(number)
+        done = inject(directory, point, "error=EIO", "flush each")
+        num_fired += fired(directory)
+        assert done.returncode == 5
+        assert done.stderr.startswith(
+            "error[E0651]: the disk did not take what was written to the store: "
+            "Input/output error\n"
+        )
+        # What had been flushed before stays; of the failed batch nothing is recorded.
+        flushed_before = len(re.findall(r"built", done.stdout))
+        actions = directory / "store" / "v1" / "actions"
+        assert len(list(actions.glob("*/*.json"))) == flushed_before
+        assert not list((directory / "store" / "v1" / "pending").glob("*/*.json"))
+        assert records_without_bytes(directory / "store") == []
+        assert run_writer(directory).returncode == 0
+        assert is_complete(directory)
+    print(f"fsync: planned {len(found)}, fired {num_fired}")
+    assert num_fired == len(found)
+
+
+def test_undisturbed_build_is_complete_and_the_next_finds_all(tmp_path: Path) -> None:
+    first, second = run_writer(tmp_path / "a"), run_writer(tmp_path / "a")
+    assert (first.stdout, first.stderr) == ("built 0\nbuilt 1\nbuilt 2\n", "")
+    assert (second.stdout, second.stderr) == ("found 0\nfound 1\nfound 2\n", "")
+    assert is_complete(tmp_path / "a")

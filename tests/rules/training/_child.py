@@ -1,0 +1,50 @@
+"""Run one rule in a process of its own: `python _child.py RULE FOLDER CHECKPOINT_INTERVAL_S`.
+
+The folder holds `inputs.json` ({field: [kind, path]}) and `params.json`; output and scratch are
+its folders `out` and `scratch`. Each step is printed as soon as it is reported.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftbuild_rules.training import _checkpoints
+from ftbuild_rules.training.dpo import dpo
+from ftbuild_rules.training.sft import sft
+
+from ftbuild.kinds import KINDS
+from ftbuild.testing import RecordingContext, artifact, run_rule
+
+
+@dataclass
+class PrintingContext(RecordingContext):
+    def progress(self, step: int, steps: int | None = None, **metrics: float) -> None:
+        super().progress(step, steps, **metrics)
+        print(f"step {step}", flush=True)
+
+    def log(self, text: str) -> None:
+        print(text, flush=True)
+
+
+def run(rule: str, folder: Path) -> PrintingContext:
+    kinds = {kind.kind: kind for kind in KINDS}
+    inputs: dict[str, Any] = {
+        field: artifact(kinds[kind], Path(path))
+        for field, (kind, path) in json.loads((folder / "inputs.json").read_text()).items()
+    }
+    for name in ("out", "scratch"):
+        (folder / name).mkdir(exist_ok=True)
+    ctx = PrintingContext(folder / "out", folder / "scratch")
+    params = json.loads((folder / "params.json").read_text())
+    rules: dict[str, Callable[..., Any]] = {"sft": sft, "dpo": dpo}
+    run_rule(rules[rule], inputs, params, folder, ctx=ctx)
+    return ctx
+
+
+if __name__ == "__main__":
+    _checkpoints.INTERVAL_S = float(sys.argv[3])
+    _checkpoints.SHARE = 0
+    run(sys.argv[1], Path(sys.argv[2]))
