@@ -1,5 +1,6 @@
 """Build: one `make` of a project, from the wanted labels to links in `ftbuild-out`."""
 
+import itertools
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ftbuild import events, fastpath, lockfile, outputs, slots, usersettings
 from ftbuild.action import Describer
 from ftbuild.digest import Digest
-from ftbuild.errors import FtbuildError, InterruptedBuild
+from ftbuild.errors import FtbuildError
 from ftbuild.executor import Executor
 from ftbuild.registry import Registry
 from ftbuild.run import Runner, Shell
@@ -67,7 +68,7 @@ class Build:
         built = project.history.built
         expected = {t.label: built[t.label].seconds for t in closure if t.label in built}
         self._on_event(events.Planned(len(closure), executor.slots.cpus, expected))
-        with _interruptible():
+        with _signals_to(executor):
             try:
                 summary = executor.run(wanted)
                 project.store.flush()
@@ -213,13 +214,14 @@ def _program_path() -> str:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into InterruptedBuild, in the main thread of a program."""
-    caught = [int(signal.SIGINT)]
+def _signals_to(executor: Executor) -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the build in good order; a second one ends it at once."""
+    count = itertools.count()
 
     def interrupt(number: int, _: object) -> None:
-        caught.append(number)
-        raise KeyboardInterrupt
+        if next(count):
+            raise KeyboardInterrupt
+        executor.interrupt(number)
 
     before: dict[int, Any] = {}
     try:
@@ -229,8 +231,6 @@ def _interruptible() -> Iterator[None]:
         pass
     try:
         yield
-    except KeyboardInterrupt:
-        raise InterruptedBuild(caught[-1]) from None
     finally:
         for signal_number, handler in before.items():
             signal.signal(signal_number, handler)

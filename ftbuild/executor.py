@@ -18,7 +18,7 @@ from typing import Any
 
 from ftbuild import events
 from ftbuild.action import Action, Describer, Output
-from ftbuild.errors import FtbuildError
+from ftbuild.errors import FtbuildError, InterruptedBuild
 from ftbuild.graph import Graph, Target
 from ftbuild.history import Built, History
 from ftbuild.plan import Planner, known_output
@@ -63,6 +63,11 @@ class _Message:
     seconds: float = 0.0
     was_shared: bool = False
 
+    @property
+    def has_ended(self) -> bool:
+        """Say whether an action ended; a message may also just wake the main thread."""
+        return self.done is not None or self.error is not None
+
 
 @dataclass
 class Executor:
@@ -80,16 +85,25 @@ class Executor:
     force: frozenset[str] = frozenset()
     exit_code: int = field(default=0, init=False)
     """Of the worst failure; 0 while there is none."""
+    _signals: list[int] = field(default_factory=list, init=False)
+    _queue: SimpleQueue[_Message] = field(default_factory=SimpleQueue, init=False)
+
+    def interrupt(self, number: int) -> None:
+        """End the build because of a signal; called by its handler, in the main thread.
+
+        Nothing is raised there: it could be in the midst of anything. The loop raises.
+        """
+        self._signals.append(number)
+        self._queue.put(_Message(""))
 
     def run(self, wanted: Sequence[str]) -> events.Summary:
         """Build `wanted` and all they need; say how it went by events, the summary last.
 
         Raises:
-            KeyboardInterrupt: a signal came; what is finished is kept.
+            InterruptedBuild: a signal came; what is finished is kept.
         """
         self._began = time.monotonic()
         self._wanted = list(wanted)
-        self._queue: SimpleQueue[_Message] = SimpleQueue()
         self._nodes: dict[str, _Node] = {}
         self._ready: deque[str] = deque()
         self._startable: list[tuple[Action, Target]] = []
@@ -128,8 +142,10 @@ class Executor:
 
     def _loop(self) -> None:
         while True:
-            while self._ready:
+            while self._ready and not self._signals:
                 self._decide(self._ready.popleft())
+            if self._signals:
+                raise InterruptedBuild(self._signals[0])
             self._start_what_fits()
             if not self._running:
                 if not self._ready:
@@ -221,8 +237,7 @@ class Executor:
         label = action.target.label
         self._running.add(label)
         self._nodes[label].runs += 1
-        reasons = self.planner.reasons(action)
-        detail = reasons[0].detail if reasons else "forced"
+        detail = "forced" if label in self.force else self.planner.reasons(action)[0].detail
         self.on_event(events.Started(label, action.target.rule, detail))
         if len(self._running) > len(self._threads):
             self._threads.append(threading.Thread(target=self._serve, daemon=True))
@@ -280,7 +295,11 @@ class Executor:
         label = message.label
         if message.event is not None:
             self._tell(label, message.event)
-            return
+        elif message.has_ended:
+            self._end(message)
+
+    def _end(self, message: _Message) -> None:
+        label = message.label
         self._running.discard(label)
         self.slots.give_back(label)
         if isinstance(message.error, _LostInput):

@@ -170,21 +170,24 @@ class WorkerContext:
             )
             for piece in todo
         ]
-        found = [store.find(keys.action_key(document)) for document in documents]
-        missing = [i for i, record in enumerate(found) if record is None]
+        digests = [keys.action_key(document) for document in documents]
+        found = {key: store.find(key) for key in digests}
+        # Two equal pieces are one fragment: the last of them stands for all.
+        missing = list({key: i for i, key in enumerate(digests) if found[key] is None}.values())
         self._fragments[0] += len(todo)
         self._fragments[1] += len(missing)
         done = len(todo) - len(missing)
         for i, tree, value in self._run_pieces(function, todo, missing):
-            key = keys.action_key(documents[i])
-            record = Record(key, tree, value, documents[i], {})
+            record = Record(digests[i], tree, value, documents[i], {})
             store.publish(record)
-            found[i] = record
+            found[record.key] = record
             done += 1
             self.progress(done, len(todo))
-        return [self._fragment(r, i in set(missing)) for i, r in enumerate(found) if r is not None]
+        built = {digests[i] for i in missing}
+        return [self._fragment(found[key], key in built) for key in digests]
 
-    def _fragment(self, record: Record, was_built: bool) -> Fragment:
+    def _fragment(self, record: Record | None, was_built: bool) -> Fragment:
+        assert record is not None
         path = self._open_store().lay_out(record.tree)
         self._known[str(path)] = {entry.path: entry.digest for entry in record.tree.entries}
         return Fragment(path, record.value, was_built)

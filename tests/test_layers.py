@@ -27,7 +27,7 @@ api testing
 spans declaration settings tomlfile packages overlay matrix manifest
 nodes rulesource rulefile registry
 suggestions mistakes localfiles attributes graph joining schema
-keys lockfile
+keys lockfile usersettings
 sources.*
 action history plan locking
 events slots

@@ -57,22 +57,22 @@ def make_tokenizer(directory: Path, *, digits: bool = True) -> Any:
 
 
 def make_model(directory: Path, *, dtype: str = "float32", seed: int = 0, **settings: Any) -> Path:
-    """Save a random Llama model with a tokenizer."""
+    """Save a random Llama model, or one of another `kind`, with a tokenizer."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     torch.manual_seed(seed)
     directory.mkdir(parents=True, exist_ok=True)
     shard = settings.pop("max_shard_size", "5GB")
     tokenizer = make_tokenizer(directory)
-    config = LlamaConfig(
+    config = CONFIG_MAPPING[settings.pop("kind", "llama")](
         **{**LLAMA, **settings},
         vocab_size=len(tokenizer),
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
     )
-    model = LlamaForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             # Larger than the initialisation, so that a wrong merge is seen in the logits.

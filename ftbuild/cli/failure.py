@@ -150,10 +150,9 @@ def _without_values(args: Sequence[str]) -> Iterator[str]:
 def _silence() -> None:
     """Point what cannot be written to at nothing, so that the interpreter's last flush works."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            try:
-                stream.flush()
-            except OSError:
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, stream.fileno())
-                os.close(nowhere)
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

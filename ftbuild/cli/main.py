@@ -1,10 +1,11 @@
 # PYTHON_ARGCOMPLETE_OK
 """The command `ftbuild`: find the command's name, run its module, turn what happens into a code.
 
-Start-up counts here: this module imports nothing but `sys` and `os`, a build with nothing to
+Start-up counts here: this module imports only what Python has loaded anyway, a build with nothing to
 do ends before any parser is made, and only the chosen command's module is loaded.
 """
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -38,14 +39,14 @@ _FAST = VALUED | {"-k", "--keep-going", "-q", "--quiet", "--offline"}
 def app(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     args = sys.argv[1:] if argv is None else argv
+    _prepare_streams()
     if "_ARGCOMPLETE" in os.environ:
         from ftbuild.cli.complete import complete
 
         complete()
     try:
         code = _run(args)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return code
     except BaseException as error:
         from ftbuild.cli.failure import report
@@ -59,16 +60,23 @@ def _run(args: list[str]) -> int:
 
         print(f"ftbuild {__version__}")
         return 0
-    for stream in (sys.stdout, sys.stderr):
-        # A path or a row may hold what the terminal's encoding has no form for.
-        if stream is not None:
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a text file
     name, rest = split(args)
     if name == "make" and (done := _nothing_to_do(rest)) is not None:
         return done
     from ftbuild.cli.flags import run_command
 
     return run_command(name, rest)
+
+
+def _prepare_streams() -> None:
+    """Let everything be printed, whatever the encoding, and to streams that were closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # `2>&-`: else the next file opened would be taken for the stream
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open to the end
+        elif isinstance(stream, io.TextIOWrapper):
+            # A path or a row may hold what the terminal's encoding has no form for.
+            stream.reconfigure(errors="backslashreplace")
 
 
 def split(args: list[str]) -> tuple[str | None, list[str]]:

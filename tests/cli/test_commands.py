@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 from cli.toy import Toy
-
 from ftbuild import __version__
 from ftbuild.digest import hash_bytes, hash_value
 
@@ -312,6 +311,8 @@ def test_rules_shows_types_defaults_and_bounds(toy: Toy) -> None:
         'style  "upper" | "title"  = "upper"\n'
         "    Which letters are raised.\n"
     )
+    row = "| `times` | whole number (>= 1, <= 9) | 1 | How often the mark stands there. |\n"
+    assert row in toy.run("rules", "loud", "--markdown").stdout
     listed = toy.run("rules").stdout.splitlines()
     assert "loud" in {line.split()[0] for line in listed}
     unknown = toy.run("rules", "lod")

@@ -4,8 +4,8 @@ import json
 import tomllib
 
 import pytest
-from cli.toy import Toy
 
+from cli.toy import Toy
 from ftbuild.cli.init import TEMPLATES
 
 

@@ -9,6 +9,7 @@ import subprocess
 import time
 
 import pytest
+
 from cli.toy import Toy
 
 SLOW = '''\

@@ -1,5 +1,6 @@
 """Wrong command lines, help, bugs, broken pipes, signals: what a user sees, and the code."""
 
+import errno
 import os
 import re
 import signal
@@ -7,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from cli.toy import REPOSITORY, Toy
 
+from cli.toy import REPOSITORY, Toy
+from ftbuild.cli.failure import report
 from ftbuild.cli.main import COMMANDS
 
 
@@ -208,17 +210,42 @@ def test_a_full_disk_behind_stdout_is_exit_5(toy: Toy) -> None:
     )
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written_is_exit_5(toy: Toy) -> None:
-    where = toy.root.parent / "closed"
-    where.mkdir(mode=0o555)
-    done = toy.run("init", "empty", cwd=where)
-    assert (done.returncode, done.stderr) == (
-        5,
-        "error[E0661]: permission denied\n"
-        "  --> FTBUILD.toml\n"
-        "  fix: look at who owns it, and at what may be written\n",
-    )
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "data/a\udcff.txt"),
+            "error[E0661]: permission denied\n"
+            "  --> data/a\\xff.txt\n"
+            "  fix: look at who owns it, and at what may be written\n",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", 7),
+            "error[E0661]: read-only file system\n"
+            "  fix: look at who owns it, and at what may be written\n",
+        ),
+    ],
+)
+def test_what_the_machine_refuses_is_exit_5_and_no_bug(
+    error: OSError, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report(error, []) == 5
+    assert capsys.readouterr().err == message
+
+
+def test_closed_streams_are_no_bug(toy: Toy) -> None:
+    for redirect, command, code in [("2>&-", "make", 0), (">&-", "plan", 0), ("2>&-", "mak", 2)]:
+        line = f'exec "$@" {redirect}'
+        done = subprocess.run(
+            ["sh", "-c", line, "sh", *toy.command(command)],
+            cwd=toy.root,
+            env=toy.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (code, "", ""), line
+    assert not list(toy.root.glob(".ftbuild/crash-*"))
 
 
 def test_output_fits_any_encoding(toy: Toy) -> None:

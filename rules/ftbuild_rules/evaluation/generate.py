@@ -115,9 +115,13 @@ def _asked(inputs: GenerateInputs, params: GenerateParams) -> Iterator[Messages]
 
     form = json.loads((inputs.data.path / "dataset.json").read_bytes())["form"]
     files = (inputs.data.path / "data").glob("train-*.arrow")
+    number = 0
     for file in sorted(files, key=lambda path: (len(path.name), path.name)):
         for row in pa.ipc.open_file(pa.memory_map(str(file))).read_all().to_pylist():
-            yield _prompt_of(row, form)
+            messages = _prompt_of(row, form)
+            _require_plain(inputs.data.label or "dataset", number, row, messages)
+            yield messages
+            number += 1
 
 
 def _prompt_of(row: dict[str, Any], form: str) -> Messages:
@@ -126,7 +130,24 @@ def _prompt_of(row: dict[str, Any], form: str) -> Messages:
     messages = row["prompt"] if form == "preference" else list(row["messages"])
     while form == "messages" and messages and messages[-1]["role"] == "assistant":
         messages.pop()
-    return [{"role": m["role"], "content": m["content"]} for m in messages]
+    return list(messages)
+
+
+def _require_plain(label: str, number: int, row: dict[str, Any], messages: Messages) -> None:
+    """Refuse a prompt with nothing to ask, and one with tools, which are not rendered here.
+
+    Raises:
+        RuleError: E0942.
+    """
+    has_tools = row.get("tools") or any(m.get("tool_calls") for m in messages)
+    if messages and not has_tools:
+        return
+    raise RuleError(
+        f"row {number} of `{label}` {'uses tools' if has_tools else 'has nothing to ask'}",
+        code="E0942",
+        where=Place(path=label, within=f"row {number}"),
+        fix="ask rows without tools, whose messages begin with the user's",
+    )
 
 
 def _load(inputs: GenerateInputs, params: GenerateParams) -> Any:
@@ -148,7 +169,8 @@ def _ids(tokenizer: Any, messages: Messages, model: Any) -> Any:
     import torch
 
     if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+        text = tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
         ids = tokenizer("\n".join(m["content"] for m in messages))["input_ids"]

@@ -6,7 +6,7 @@ it as numbers within the shard; the row's number in the dataset is known only wh
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ftbuild.api import Place, RuleError
 
@@ -138,7 +138,7 @@ def _error(
     code, what, fix = _SORTS[sort]
     listed = ", ".join(str(number) for number in numbers[:_FIRST_ROWS])
     more = ", …" if share[0] > _FIRST_ROWS else ""
-    if sort in Allowable.__args__:  # type: ignore[attr-defined]  # typing hides it
+    if sort in get_args(Allowable):
         fix = f'{fix}; or allow it: `allow = ["{sort}"]`'
     return RuleError(
         f"{share[0]:,} of {share[1]:,} rows {what}",

@@ -50,15 +50,13 @@ def prepare(
     """
     if inputs.adapter is not None:
         require_base(inputs.adapter, inputs.model)
-    data = read_tokens(inputs.data, form, rule=rule)
-    require_fit(data, inputs.model)
-    if not params.other_template:
-        require_template(data, inputs.model)
-    eval_data = None
-    if inputs.eval_data is not None:
-        eval_data = read_tokens(inputs.eval_data, form, rule=rule)
-        require_fit(eval_data, inputs.model)
-    return Run(ctx, inputs, params, data, eval_data)
+    given = [tokens for tokens in (inputs.data, inputs.eval_data) if tokens is not None]
+    rows = [read_tokens(tokens, form, rule=rule) for tokens in given]
+    for each in rows:
+        require_fit(each, inputs.model)
+        if not params.other_template:
+            require_template(each, inputs.model)
+    return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None)
 
 
 def make_deterministic(params: TrainingParams) -> None:
@@ -90,7 +88,7 @@ def load_policy(run: Run) -> Any:
 
 
 def load_base(model: Model, dtype: Any, attention: str) -> Any:
-    """Return the causal language model of an artifact, on the CPU, in training mode off."""
+    """Return the causal language model of an artifact; its path is where it came from."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(

@@ -122,6 +122,26 @@ def test_rows_are_asked_without_their_last_answer(tmp_path: Path, model: Artifac
     assert from_chats[0] != from_chats[1]  # it did not see the turns before
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": [{"role": "assistant", "content": "Hi"}]}, "has nothing to ask"),
+        ({"messages": [{"role": "user", "content": "Hi"}], "tools": '[{"a": 1}]'}, "uses tools"),
+        (
+            {"messages": [{"role": "user", "content": "Hi", "tool_calls": "[1]"}]},
+            "uses tools",
+        ),
+    ],
+)
+def test_row_that_cannot_be_asked_is_refused(
+    tmp_path: Path, model: Artifact, row: dict[str, Any], said: str
+) -> None:
+    data = write_dataset(tmp_path / "rows", "messages", [row])
+    with pytest.raises(RuleError, match=f"row 0 of `dataset` {said}") as caught:
+        answers(tmp_path, {"model": model, "data": data})
+    assert caught.value.problems[0].code == "E0942"
+
+
 def test_report_is_also_a_text(tmp_path: Path, model: Artifact) -> None:
     report = run_rule(
         generate, {"model": model}, {"prompts": ["Hi"], "max_new_tokens": 4}, tmp_path

@@ -22,6 +22,8 @@ BLOCK_NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -47,7 +49,8 @@ def gguf_name(name: str) -> str:
             "lm_head.weight": "output.weight",
         }[name]
     _, _, number, rest = name.split(".", 3)
-    return f"blk.{number}.{BLOCK_NAMES[rest.removesuffix('.weight')]}.weight"
+    module, _, last = rest.rpartition(".")
+    return f"blk.{number}.{BLOCK_NAMES[module]}.{last}"
 
 
 def interleave(weight: Any, heads: int) -> Any:
@@ -69,6 +72,8 @@ def write_gguf(path: Path, model: Path, *, pre: str | None = "smollm", **extra: 
     writer.add_head_count_kv(LLAMA["num_key_value_heads"])
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-6)
+    for key, value in extra.get("settings", {}).items():
+        writer.add_uint32(key, value)
     tokenizer = json.loads((model / "tokenizer.json").read_text())
     vocabulary = sorted(tokenizer["model"]["vocab"].items(), key=lambda pair: pair[1])
     special = {token["content"] for token in tokenizer["added_tokens"]}
@@ -86,7 +91,7 @@ def write_gguf(path: Path, model: Path, *, pre: str | None = "smollm", **extra: 
     for name, weight in load_file(model / "model.safetensors").items():
         stored = gguf_name(name)
         for part, number in heads.items():
-            if f".{part}." in stored:
+            if f".{part}." in stored and writer.arch == "llama":
                 weight = interleave(weight, number)
         if stored == extra.get("q8_0"):
             blocks = gguf.quants.quantize(weight, gguf.GGMLQuantizationType.Q8_0)
@@ -108,12 +113,19 @@ def bring_in(path: Path, tmp_path: Path, **params: Any) -> Model:
     return made
 
 
-def test_weights_settings_and_ids_are_those_of_the_original(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_weights_settings_and_ids_are_those_of_the_original(
+    tmp_path: Path, kind: str, is_tied: bool
+) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = make_model(tmp_path / "model")
-    made = bring_in(write_gguf(tmp_path / "tiny.gguf", model), tmp_path, dtype="float32")
+    settings: dict[str, Any] = {"head_dim": 16} if kind == "qwen3" else {}
+    model = make_model(tmp_path / "model", kind=kind, tie_word_embeddings=is_tied, **settings)
+    stated = {f"{kind}.attention.key_length": 16} if settings else {}
+    file = write_gguf(tmp_path / "tiny.gguf", model, architecture=kind, settings=stated)
+    made = bring_in(file, tmp_path, dtype="float32")
     before, after = (AutoModelForCausalLM.from_pretrained(d) for d in (model, made.path))
     weights = before.state_dict()
     assert weights.keys() == after.state_dict().keys()
@@ -238,6 +250,16 @@ def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
     assert refused(write_gguf(file, model, architecture="mamba"), tmp_path) == (
         "E0925",
         "GGUF files of the architecture `mamba` cannot be converted",
+    )
+    settings = {"llama.expert_count": 8}
+    assert refused(write_gguf(file, model, settings=settings), tmp_path) == (
+        "E0925",
+        "the GGUF file has a setting `llama.expert_count` that is not known",
+    )
+    settings = {"llama.rope.dimension_count": 4}
+    assert refused(write_gguf(file, model, settings=settings), tmp_path) == (
+        "E0925",
+        "`llama.rope.dimension_count` of the GGUF file differs from the size of a head",
     )
     extra: dict[str, Any] = {"rope_freqs.weight": np.ones(4, np.float32)}
     assert refused(write_gguf(file, model, tensors=extra), tmp_path) == (

@@ -111,6 +111,17 @@ def test_text_before_a_tool_call_is_said_too() -> None:
     assert said(TOOLS_TEMPLATE, messages, {"assistant"})[0] == (1, call, "<|im_end|>")
 
 
+def test_tool_call_whose_end_is_uncertain_is_refused() -> None:
+    template = (
+        "{% for m in messages %}|{{ m.tool_calls or '' }}{{ m.content or '' }}{% endfor %}"
+        "{% if add_generation_prompt %}|{% endif %}"
+    )
+    messages = [*TOOL_TALK]
+    messages[1] = {**messages[1], "content": "Let me see. "}
+    with pytest.raises(InexactError, match=r"^the end of message 2 depends on what follows it$"):
+        said(template, messages, {"assistant"})
+
+
 def test_what_the_template_puts_between_prompt_and_answer_is_said() -> None:
     # Qwen 3 opens the last answer with an empty thought that the generation prompt lacks.
     template = CHATML.replace(
