@@ -85,8 +85,7 @@ def _create(layout: Layout) -> None:
         for name in _FOLDERS:
             os.makedirs(layout.folder(name), exist_ok=True)
         staged = f"{layout.base}/tmp/format-{os.getpid()}-{os.urandom(4).hex()}"
-        disk.write_new(staged, b"%d\n" % FORMAT)
-        os.rename(staged, f"{layout.base}/format")
+        disk.write_durable(f"{layout.base}/format", b"%d\n" % FORMAT, staged)
     except OSError as error:
         raise disk.machine_error(error, layout.base) from error
 

@@ -13,12 +13,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
-from store_kit import build, contents, damage, key_of, open_store, put, record_of
 
 from ftbuild.errors import MachineError
 from ftbuild.store import disk, durability, journal, session
 from ftbuild.store.durability import Flusher
 from ftbuild.store.store import Store
+from store_kit import build, contents, damage, key_of, open_store, put, record_of
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def _calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append("syncfs")
         return real_fs(descriptor)
 
-    monkeypatch.setattr(durability.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(durability, "_syncfs", syncfs)
     return calls
 

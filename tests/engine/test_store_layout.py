@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from store_kit import build, contents, damage, flip_bit, key_of, open_store, put
 
 from ftbuild.store import blobs, disk
 from ftbuild.store.actions import Record
 from ftbuild.store.blobs import MissingBlob
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
+from store_kit import build, contents, damage, flip_bit, key_of, open_store, put
 
 LARGE = bytes(range(256)) * 400
 FILES = {"a.txt": b"hello", "data/large.bin": LARGE, "data/sub/b.txt": b"bye"}

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from store_kit import contents, corrupt_blobs, flip_bit, key_of, put, record_of
 
 from ftbuild.digest import Digest
 from ftbuild.store import blobs
 from ftbuild.store.blobs import MissingBlob
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
+from store_kit import contents, corrupt_blobs, flip_bit, key_of, put, record_of
 
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 PAYLOADS = {"small": b"small", "other": b"other", "empty": b"", "large": b"large" * 20_000}

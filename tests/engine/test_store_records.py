@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_kit import build, damage, key_of, open_store, put, record_of
 
 from ftbuild.digest import Digest
 from ftbuild.errors import MachineError
@@ -19,6 +18,7 @@ from ftbuild.store.actions import DamagedRecord, Record, decode, encode
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
 from ftbuild.store.trees import Entry, Tree
+from store_kit import build, damage, key_of, open_store, put, record_of
 
 EMPTY = hashlib.sha256(b"").hexdigest()
 KEY = Digest("ab" * 32)

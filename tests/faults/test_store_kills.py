@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from faults.store_faults import (
     STRACE,
     Outcome,

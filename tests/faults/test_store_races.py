@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from faults.store_faults import ENVIRONMENT
 from faults.store_racer import ROUNDS
 from store_kit import corrupt_blobs, records_without_bytes
@@ -72,7 +73,7 @@ def test_racing_processes_tear_nothing(tmp_path: Path, mode: str) -> None:
     race = _race(tmp_path / "race", mode)
     root = tmp_path / "race" / "store"
     assert (race.torn, race.failed) == (0, 0)
-    assert race.reads > 1000
+    assert race.reads > 300
     assert (corrupt_blobs(root), records_without_bytes(root)) == ([], [])
     assert len(list((root / "v1" / "actions").glob("*/*.json"))) == ROUNDS
     assert len(list((root / "v1" / "trees").glob("*/*"))) == ROUNDS

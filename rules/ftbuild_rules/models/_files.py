@@ -4,9 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from ftbuild_rules.models._safetensors import damaged
-
 from ftbuild.api import RuleError
+from ftbuild_rules.models._safetensors import damaged
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

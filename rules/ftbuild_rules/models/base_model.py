@@ -9,17 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ftbuild_rules.models._files import INDEX_NAME, TEMPLATE_NAME, weight_files
-from ftbuild_rules.models._gguf import convert_gguf
-from ftbuild_rules.models._safetensors import (
-    StoredTensor,
-    TensorSpec,
-    read_tensors,
-    write_tensors,
-)
-from ftbuild_rules.models._torch import SAFETENSORS_NAMES, load_tensor, tensor_bytes
-from ftbuild_rules.templates._named import templates
-
 from ftbuild.api import (
     TOKENIZER,
     AttributeProblem,
@@ -33,6 +22,16 @@ from ftbuild.api import (
     canonical_json,
     rule,
 )
+from ftbuild_rules.models._files import INDEX_NAME, TEMPLATE_NAME, weight_files
+from ftbuild_rules.models._gguf import convert_gguf
+from ftbuild_rules.models._safetensors import (
+    StoredTensor,
+    TensorSpec,
+    read_tensors,
+    write_tensors,
+)
+from ftbuild_rules.models._torch import SAFETENSORS_NAMES, load_tensor, tensor_bytes
+from ftbuild_rules.templates._named import templates
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ftbuild.api import Context, Model, Place, RuleError
 from ftbuild_rules.models._files import TEMPLATE_NAME
 from ftbuild_rules.training._checkpoints import Checkpoints
 from ftbuild_rules.training._lora import lora_config, require_base, save_adapter
@@ -25,8 +26,6 @@ from ftbuild_rules.training._shards import (
     require_fit,
     require_template,
 )
-
-from ftbuild.api import Context, Model, Place, RuleError
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def watched(trainer_class: type, run: Run, *, zero_is_wrong: bool) -> type:
             value = loss.item()
             if not math.isfinite(value) or (zero_is_wrong and value == 0.0):
                 raise _bad_step(run, self.state.global_step + 1, f"loss is {value}", rows=rows)
-            self.rows_of_step = rows
+            self.rows_of_step += rows  # emptied when a step begins
             return loss
 
         def evaluate(self, *args: Any, **kwargs: Any) -> Any:
@@ -228,6 +227,9 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints) -> Any:
         """Tells the context of each step, and says when a checkpoint is due."""
 
         save_began = 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            trainer.rows_of_step = []
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step < state.max_steps and checkpoints.is_due():

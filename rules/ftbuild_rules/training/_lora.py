@@ -9,10 +9,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from ftbuild.api import Adapter, Field, Model, Params, Place, RuleError, canonical_json
 from ftbuild_rules.models._safetensors import write_tensors
 from ftbuild_rules.models._torch import spec_of, tensor_bytes
-
-from ftbuild.api import Adapter, Field, Model, Params, Place, RuleError, canonical_json
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"

@@ -5,9 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ftbuild_rules.models._files import INDEX_NAME
-
 from ftbuild.api import Model, RuleError, canonical_json
+from ftbuild_rules.models._files import INDEX_NAME
 
 
 def save_model(model: Any, out: Path, *, base: Model) -> None:

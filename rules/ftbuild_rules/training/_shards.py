@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ftbuild_rules.models._files import TEMPLATE_NAME
-
 from ftbuild.api import Model, Place, RuleError, Tokens
+from ftbuild_rules.models._files import TEMPLATE_NAME
 
 Form = Literal["sft", "preference"]
 COLUMNS: dict[Form, tuple[str, ...]] = {

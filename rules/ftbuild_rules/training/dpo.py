@@ -11,6 +11,7 @@ adapter; with `lora`, `model` itself; with neither, a second copy of `model`.
 
 from typing import Any, Literal
 
+from ftbuild.api import Context, Field, rule
 from ftbuild_rules.training import _loop
 from ftbuild_rules.training._settings import (
     PINS,
@@ -20,8 +21,6 @@ from ftbuild_rules.training._settings import (
     check,
     output_kind,
 )
-
-from ftbuild.api import Context, Field, rule
 
 
 class DpoInputs(TrainingInputs):

@@ -4,6 +4,7 @@ The loss of a step is the mean of -log p(label) over its labels other than -100,
 micro-batches of a step share one denominator.
 """
 
+from ftbuild.api import Context, rule
 from ftbuild_rules.training import _loop
 from ftbuild_rules.training._settings import (
     PINS,
@@ -13,8 +14,6 @@ from ftbuild_rules.training._settings import (
     check,
     output_kind,
 )
-
-from ftbuild.api import Context, rule
 
 
 class SftInputs(TrainingInputs):

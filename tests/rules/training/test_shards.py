@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ftbuild_rules.training.dpo import dpo
-from ftbuild_rules.training.sft import sft
-from tiny_models import make_model, make_tokens, preference_rows, sft_rows, warnings_of_libraries
 
 from ftbuild.api import Artifact, Model, RuleError, Tokens
 from ftbuild.testing import artifact, run_rule
+from ftbuild_rules.training.dpo import dpo
+from ftbuild_rules.training.sft import sft
+from tiny_models import make_model, make_tokens, preference_rows, sft_rows, warnings_of_libraries
 
 pytestmark = warnings_of_libraries()
 
