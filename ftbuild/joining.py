@@ -80,14 +80,15 @@ def _check_tables(
     manifest: "Manifest", registry: "Registry"
 ) -> tuple[dict[str, Checked], list[Finding]]:
     names = registry.names()
-    is_complete = not registry.problems()
+    # Else an unknown rule may be in a file that is missing or could not be imported.
+    is_complete = not registry.problems() and all(f.code != "E0116" for f in manifest.findings)
     checked: dict[str, Checked] = {}
     findings: list[Finding] = []
     for declaration in manifest.declarations:
         if declaration.rule in names:
             rule = registry.rule(declaration.rule)
             checked[declaration.label] = attributes.check(declaration, rule)
-        elif is_complete:  # else the rule may be in a file that could not be imported
+        elif is_complete:
             fix = did_you_mean(declaration.rule, names, "`ftbuild rules` lists all")
             what = f"there is no rule `{shown(declaration.rule)}`"
             path = (declaration.rule,)
@@ -99,7 +100,7 @@ class _Labels:
     """Looks labels up; remembers what a wrong one was meant to be, for many may be alike."""
 
     def __init__(self, work: _Join) -> None:
-        self._known = {d.label for d in work.manifest.declarations}
+        self._known = dict.fromkeys(d.label for d in work.manifest.declarations)
         self._families = work.families
         self._manifest = work.manifest
         self._nearest: Callable[[str], str | None] = functools.cache(self._search)
@@ -290,7 +291,7 @@ def _check_kinds(
 def _wrong_kind(work: _Join, checked: Checked, wish: Wish, label: str, kind: str) -> None:
     declaration = checked.declaration
     takes = [k.kind for k in wish.field.kinds]
-    what = f"`{declaration.rule}.{dotted(wish.path)}` takes {a_kind(takes)}"
+    what = f"`{dotted(wish.path)}` of rule `{declaration.rule}` takes {a_kind(takes)}"
     fix = table_between(work.registry, declaration, wish.path, label, (kind, takes))
     checked.wrong("E0304", f"{what}; `{label}` is {a_kind([kind])}", wish.path, fix=fix)
 

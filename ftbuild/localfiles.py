@@ -9,7 +9,7 @@ from typing import Any
 
 from ftbuild.declaration import Declaration
 from ftbuild.spans import Finding, KeyPath
-from ftbuild.wording import dotted, nearest, shown
+from ftbuild.wording import nearest, shown
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
@@ -49,7 +49,7 @@ def missing(root: Path, declaration: Declaration, sources: dict[str, Any]) -> li
             place = os.path.join(root, declaration.package, spec)
             if os.path.exists(place) or (is_glob(spec) and _matches(place)):
                 continue
-            code, what, fix = _explained(root / declaration.package, spec, path)
+            code, what, fix = _explained(root / declaration.package, spec)
             file, keys = declaration.origin(path)
             findings.append(Finding(code, what, file, keys, fix=fix))
     return findings
@@ -59,13 +59,17 @@ def _matches(pattern: str) -> bool:
     return next(glob.iglob(pattern, recursive=True), None) is not None
 
 
-def _explained(folder: Path, spec: str, path: KeyPath) -> tuple[str, str, str]:
+def _explained(folder: Path, spec: str) -> tuple[str, str, str]:
     if is_glob(spec):
-        return "E0402", f"no file matches `{shown(spec)}`", "`**` matches folders of any depth"
+        return (
+            "E0402",
+            f"no file matches `{shown(spec)}`",
+            "`*` stands for a part of a name, `**` for folders of any depth",
+        )
     where = (folder / spec).parent
     beside = sorted(os.listdir(where)) if where.is_dir() else []
     match = nearest(Path(spec).name, beside)
-    fix = f"`{dotted(path)}` is relative to the folder of its FTBUILD.toml"
+    fix = "a path is relative to the folder of its FTBUILD.toml"
     if match:
         fix = f"did you mean `{Path(spec).with_name(match).as_posix()}`?"
     return "E0401", f"there is no file or folder `{shown(spec)}`", fix

@@ -167,8 +167,9 @@ def _declarations(reading: packages.Reading) -> tuple[dict[str, Declaration], li
 
 def _root_only(package: str, table: str) -> Finding:
     what = f"[{table}] belongs into the FTBUILD.toml of the root alone"
-    fix = f"move it from `{package}` to `{FILE_NAME}`"
-    return Finding("E0108", what, packages.file_of(package), (table,), of="key", fix=fix)
+    file = packages.file_of(package)
+    fix = f"move it from `{file}` to `{FILE_NAME}`"
+    return Finding("E0108", what, file, (table,), of="key", fix=fix)
 
 
 def _no_target(package: str, path: KeyPath, value: Any) -> Finding:
@@ -184,7 +185,8 @@ def _misnamed(target: Declaration) -> Finding | None:
     if labels.NAME.fullmatch(target.name):
         return None
     what = f"`{shown(target.name)}` cannot be a target's name"
-    why = "it would leave its folder" if {"..", "/", "\\"} & {target.name, *target.name} else None
+    leaves = {"..", "/", "\\"} & {target.name, *target.name}
+    why = "its output would lie outside of `ftbuild-out`" if leaves else None
     fix = "a name has up to 128 of A-Z a-z 0-9 _ . - and begins with a letter, a digit or _"
     return Finding("E0112", what, target.file, path, of="key", why=why, fix=fix)
 
@@ -196,7 +198,7 @@ def _doubled(target: Declaration, other: Declaration | None) -> Finding | None:
         code, what = "E0111", f"`{target.name}` is declared twice"
         fix = "labels name a target without its rule: give one of them another name"
     else:
-        code, what = "E0113", f"`{target.name}` and `{other.name}` differ in case alone"
+        code, what = "E0113", f"`{other.name}` and `{target.name}` differ in case alone"
         fix = "some file systems take them for one: give one of them another name"
     path, first = (target.rule, target.name), (other.rule, other.name)
     return Finding(code, what, target.file, path, of="key", fix=fix, first=first)
@@ -228,7 +230,7 @@ def _rule_files(root: Path, files: Sequence[str]) -> tuple[tuple[str, ...], list
         what, fix = None, None
         if path.is_absolute() or ".." in path.parts:
             what = f"the rule file `{shown(file)}` is outside the workspace"
-            fix = "copy it into the project: its source is part of what it builds"
+            fix = "copy it into the workspace: its source is part of what it builds"
         elif path.suffix != ".py":
             what = f"the rule file `{shown(file)}` is no Python file"
             fix = "name a file that ends in `.py`"

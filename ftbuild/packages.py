@@ -44,7 +44,21 @@ def read_all(root: Path, named: Iterable[str], *, everything: bool) -> Reading:
         pending.discard(package)
         if package not in reading.tables and package not in reading.broken:
             pending |= _read_package(reading, package)
+    reading.findings += _alike(sorted(p for p in reading.tables if file_of(p) in reading.texts))
     return reading
+
+
+def _alike(read: list[str]) -> list[Finding]:
+    """Return a finding for each package whose name differs from another's in case alone."""
+    findings = []
+    folded: dict[str, str] = {}
+    for package in read:
+        other = folded.setdefault(package.casefold(), package)
+        if other != package:
+            what = f"the packages `{other}` and `{package}` differ in case alone"
+            fix = "some file systems take them for one: rename one of the folders"
+            findings.append(Finding("E0113", what, file_of(package), fix=fix))
+    return findings
 
 
 def file_of(package: str) -> str:

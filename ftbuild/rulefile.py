@@ -137,6 +137,6 @@ def _failed_import(error: BaseException, path: Path, file: str) -> Problem:
         text = linecache.getline(str(path), line).rstrip("\n") if line else None
         where = Place(file, line, None, text)
         what = f"the rule file `{file}` cannot be imported"
-        reason = f"{type(error).__name__}: {shown(str(error))}"
+        reason = f"{type(error).__name__}: {shown(str(error), 300)}"
     fix = "mend that line, or take the file out of `rules` of [project]"
     return Problem("E0211", what, where, why=reason, fix=fix)

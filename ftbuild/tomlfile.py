@@ -148,5 +148,5 @@ def _syntax_fix(words: str, text: bytes, spot: Spot) -> str:
     if words.startswith("Expected '='"):
         return "a line is `key = value`, or a header such as `[sft.helper]`"
     if words.startswith(("Unclosed", "Unterminated", "Illegal", "Expected")):
-        return "is a quote, a bracket or a comma missing on this line or the one before?"
+        return "is a quote, a bracket or a comma missing here, or on a line before?"
     return "https://toml.io shows what TOML looks like"

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from ftbuild_rules.data._json import RefusedError, decoder
-
 from ftbuild.api import Place, RuleError, SourceFile
+from ftbuild_rules.data._json import RefusedError, decoder
 
 MAX_ROW_BYTES = 64 << 20
 """A longer row is a file without line ends, or worse: refused before it fills the memory."""

@@ -11,12 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from ftbuild_rules.data._arrow import dataset_schema, shard_name, write_index, write_rows
-from ftbuild_rules.data._read import Row, read_rows
-from ftbuild_rules.data._shards import SizedRow, cut, size_row
-from ftbuild_rules.formats import alpaca, openai, preference, sharegpt, text
-from ftbuild_rules.formats._messages import BadRow, names
-
 from ftbuild.api import (
     AttributeProblem,
     Context,
@@ -30,6 +24,11 @@ from ftbuild.api import (
     canonical_json,
     rule,
 )
+from ftbuild_rules.data._arrow import dataset_schema, shard_name, write_index, write_rows
+from ftbuild_rules.data._read import Row, read_rows
+from ftbuild_rules.data._shards import SizedRow, cut, size_row
+from ftbuild_rules.formats import alpaca, openai, preference, sharegpt, text
+from ftbuild_rules.formats._messages import BadRow, names
 
 # In the order in which a format is suggested for a row: the one that says most comes first.
 FORMATS: dict[str, ModuleType] = {

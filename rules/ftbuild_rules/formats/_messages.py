@@ -12,9 +12,8 @@ with the assistant (a greeting) and must end with it, or there is nothing to lea
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ftbuild_rules.data._json import RefusedError, decoder
-
 from ftbuild.api import canonical_json
+from ftbuild_rules.data._json import RefusedError, decoder
 
 ROLES = {
     "system": "system",

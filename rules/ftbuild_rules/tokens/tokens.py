@@ -13,21 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from ftbuild_rules.data._arrow import (
-    read_table,
-    shard_name,
-    shard_paths,
-    write_batch,
-    write_index,
-)
-from ftbuild_rules.templates import _named
-from ftbuild_rules.templates._render import Renderer
-from ftbuild_rules.tokens._encoder import Encoder, load_encoder
-from ftbuild_rules.tokens._findings import Allowable, Findings, ShardFindings, check_findings
-from ftbuild_rules.tokens._masks import MASKED, EndOfTurn, MaskPolicy
-from ftbuild_rules.tokens._preference import preference_rows
-from ftbuild_rules.tokens._sft import Overflow, Tally, Task, sft_rows
-
 from ftbuild.api import (
     TOKENIZER,
     AttributeProblem,
@@ -47,6 +32,20 @@ from ftbuild.api import (
     hash_file,
     rule,
 )
+from ftbuild_rules.data._arrow import (
+    read_table,
+    shard_name,
+    shard_paths,
+    write_batch,
+    write_index,
+)
+from ftbuild_rules.templates import _named
+from ftbuild_rules.templates._render import Renderer
+from ftbuild_rules.tokens._encoder import Encoder, load_encoder
+from ftbuild_rules.tokens._findings import Allowable, Findings, ShardFindings, check_findings
+from ftbuild_rules.tokens._masks import MASKED, EndOfTurn, MaskPolicy
+from ftbuild_rules.tokens._preference import preference_rows
+from ftbuild_rules.tokens._sft import Overflow, Tally, Task, sft_rows
 
 _BATCH_ROWS = 256
 _SFT_COLUMNS = ("input_ids", "labels")

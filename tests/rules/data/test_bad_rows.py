@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
-from ftbuild_rules.data import _read
-from ftbuild_rules.data.dataset import dataset
 
 from ftbuild.errors import RuleError
 from ftbuild.testing import context, run_rule, source
+from ftbuild_rules.data import _read
+from ftbuild_rules.data.dataset import dataset
 
 CORPUS = re.findall(
     r"^=== (.+?) \((\w+)\)\n(.*?)^---\n(.*?)\n(?=\n===|\Z)",

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_kit import chat, make_dataset, write_rows
-from ftbuild_rules.data.dataset import dataset
 
+from chat_kit import chat, make_dataset, write_rows
 from ftbuild.digest import hash_file
 from ftbuild.rule import AttributeProblem
 from ftbuild.testing import context, run_rule, source
+from ftbuild_rules.data.dataset import dataset
 
 ROWS = [
     chat("Hi", "Hello!", id=7),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from chat_kit import (
     BOS,
     CHATML,
@@ -18,14 +19,13 @@ from chat_kit import (
     make_model,
     read_tokens,
 )
-from ftbuild_rules.templates._named import templates
-from ftbuild_rules.tokens.tokens import tokens
-
 from ftbuild.digest import hash_bytes, hash_file
 from ftbuild.errors import RuleError
 from ftbuild.kinds import Artifact
 from ftbuild.rule import AttributeProblem, Fragment
 from ftbuild.testing import RecordingContext, context, run_rule
+from ftbuild_rules.templates._named import templates
+from ftbuild_rules.tokens.tokens import tokens
 
 _numbers = itertools.count()
 SIXTY = [chat(f"What is {n} plus {n}?", f"It is {2 * n}.", id=n) for n in range(60)]
