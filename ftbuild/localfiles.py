@@ -46,7 +46,7 @@ def missing(root: Path, declaration: Declaration, sources: dict[str, Any]) -> li
         for path, spec in specs(field, one):
             if not is_local(spec):
                 continue
-            place = os.path.join(root, declaration.package, spec)
+            place = os.path.join(root, spec)
             if os.path.exists(place) or (is_glob(spec) and _matches(place)):
                 continue
             code, what, fix = _explained(root / declaration.package, spec)
