@@ -221,11 +221,15 @@ def changed_command_runs_again(tool: Tool, top: Path) -> None:
 
 
 def tampered_output_is_repaired(tool: Tool, top: Path) -> None:
-    """Write into the final output."""
+    """Write into the final output, and then into one that only other steps read."""
     chain = started(tool, top)
-    chain.path().chmod(0o644)
-    chain.path().write_text("tampered\n")
-    chain.build()
+    for step in ("final", "clean"):
+        right = chain.path(step).read_text()
+        chain.path(step).chmod(0o644)
+        chain.path(step).write_text("tampered\n")
+        chain.build()
+        if chain.path(step).read_text() != right:
+            raise Failed(f"{step} is still what was written into it")
     chain.expect("HELLO\nWORLD\n")
 
 

@@ -50,6 +50,8 @@ class Checked:
     sources: dict[str, Any] = field(default_factory=dict)
     variables: list[tuple[str, str]] = field(default_factory=list)
     resources: dict[str, int] = field(default_factory=dict)
+    description: str = ""
+    tags: tuple[str, ...] = ()
     findings: list[Finding] = field(default_factory=list)
 
     def wrong(
@@ -245,15 +247,21 @@ def fixed_kind(rule: "Rule") -> str | None:
 
 
 def _description(checked: Checked, value: Any) -> None:
-    if not isinstance(value, str):
+    if isinstance(value, str):
+        checked.description = value
+    else:
         what = f"`description` should be text; found {kind_of_value(value)}"
         checked.wrong("E0207", what, ("description",), fix='write `description = "…"`')
 
 
 def _tags(checked: Checked, value: Any) -> None:
-    if not isinstance(value, list) or not all(isinstance(tag, str) for tag in value):
+    if isinstance(value, list) and all(isinstance(tag, str) for tag in value):
+        checked.tags = tuple(value)
+    else:
         what = f"`tags` should be a list of texts; found {kind_of_value(value)}"
-        fix = f"write `tags = [{as_toml(value) if isinstance(value, str) else '…'}]`"
+        fix = 'for example `tags = ["small"]`'
+        if isinstance(value, str):
+            fix = f"write `tags = [{as_toml(value)}]`"
         checked.wrong("E0207", what, ("tags",), fix=fix)
 
 

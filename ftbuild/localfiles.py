@@ -46,30 +46,28 @@ def missing(root: Path, declaration: Declaration, sources: dict[str, Any]) -> li
         for path, spec in specs(field, one):
             if not is_local(spec):
                 continue
-            place = os.path.join(root, spec)
-            if os.path.exists(place) or (is_glob(spec) and _matches(place)):
-                continue
-            code, what, fix = _explained(root / declaration.package, spec)
-            file, keys = declaration.origin(path)
-            findings.append(Finding(code, what, file, keys, fix=fix))
+            folder = os.path.join(root, declaration.package)
+            if not _is_there(folder, spec):
+                what, fix = _explained(Path(folder), spec)
+                file, keys = declaration.origin(path)
+                findings.append(Finding("E0401", what, file, keys, fix=fix))
     return findings
 
 
-def _matches(pattern: str) -> bool:
-    return next(glob.iglob(pattern, recursive=True), None) is not None
-
-
-def _explained(folder: Path, spec: str) -> tuple[str, str, str]:
+def _is_there(folder: str, spec: str) -> bool:
     if is_glob(spec):
-        return (
-            "E0402",
-            f"no file matches `{shown(spec)}`",
-            "`*` stands for a part of a name, `**` for folders of any depth",
-        )
+        return next(glob.iglob(spec, root_dir=folder, recursive=True), None) is not None
+    return os.path.exists(os.path.join(folder, spec))
+
+
+def _explained(folder: Path, spec: str) -> tuple[str, str]:
+    if is_glob(spec):
+        fix = "`*` stands for a part of a name, `**` for folders of any depth"
+        return f"no file matches `{shown(spec)}`", fix
     where = (folder / spec).parent
     beside = sorted(os.listdir(where)) if where.is_dir() else []
     match = nearest(Path(spec).name, beside)
     fix = "a path is relative to the folder of its FTBUILD.toml"
     if match:
         fix = f"did you mean `{Path(spec).with_name(match).as_posix()}`?"
-    return "E0401", f"there is no file or folder `{shown(spec)}`", fix
+    return f"there is no file or folder `{shown(spec)}`", fix

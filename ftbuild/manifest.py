@@ -14,7 +14,8 @@ from typing import Any
 from ftbuild import labels, matrix, overlay, packages, settings
 from ftbuild.declaration import FILE_NAME
 from ftbuild.declaration import Declaration as Declaration
-from ftbuild.errors import ManifestError, Place, Problem
+from ftbuild.errors import ManifestError
+from ftbuild.root import find_root as find_root
 from ftbuild.settings import ProjectTable as ProjectTable
 from ftbuild.spans import Finding, KeyPath, problems
 from ftbuild.wording import kind_of_value, nearest, shown
@@ -49,24 +50,6 @@ class Manifest:
     def packages(self) -> frozenset[str]:
         """Every package that was read."""
         return frozenset(file[: -len(FILE_NAME)].rstrip("/") for file in self.texts)
-
-
-def find_root(start: Path) -> Path:
-    """Return the nearest folder from `start` upwards whose FTBUILD.toml has [project].
-
-    Raises:
-        ManifestError: there is none.
-    """
-    start = start.resolve()
-    for folder in (start, *start.parents):
-        try:
-            text = (folder / FILE_NAME).read_bytes()
-        except OSError:
-            continue
-        if packages.has_project(text):
-            return folder
-    what = f"there is no workspace: no {FILE_NAME} with [project] here or in a folder above"
-    raise ManifestError([Problem("E0101", what, Place(str(start)), fix="ftbuild init")])
 
 
 def load(
@@ -129,11 +112,7 @@ def read(
         run=good["run"],
         cache=good["cache"],
         declarations=declarations,
-        texts={
-            packages.file_of(p): reading.texts[packages.file_of(p)]
-            for p in sorted({*reading.tables, *broken})
-            if packages.file_of(p) in reading.texts
-        },
+        texts={packages.file_of(p): text for p, text in sorted(reading.texts.items())},
         broken=broken,
         unusable=frozenset(reading.unusable - {d.label for d in declarations}),
         findings=(*reading.findings, *findings, *more),
@@ -215,7 +194,8 @@ def _with_members(
             members, more = matrix.expand(target)
             out += members
             findings += more
-            unusable |= {target.label} if more else set()
+            if more:
+                unusable.add(target.label)
         else:
             out.append(target)
     return tuple(out), findings
@@ -242,7 +222,7 @@ def _rule_files(root: Path, files: Sequence[str]) -> tuple[tuple[str, ...], list
             fix = (
                 f"did you mean `{path.with_name(match).as_posix()}`?"
                 if match
-                else ("paths are relative to the root's FTBUILD.toml")
+                else "paths are relative to the root's FTBUILD.toml"
             )
         else:
             good.append(path.as_posix())

@@ -11,10 +11,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from ftbuild.root import LARGEST_BYTES
 from ftbuild.spans import Finding, Spot, locate
 from ftbuild.wording import as_key
 
-LARGEST_BYTES = 4 << 20
 DEEPEST = 32
 _LONG_KEY = re.compile(
     rb"(?m)(?:^[ \t]*\[{0,2}|[{,])[ \t]*((?:[A-Za-z0-9_\"'-]+[ \t]*\.[ \t]*){%d})" % DEEPEST

@@ -255,3 +255,12 @@ def test_five_thousand_targets_are_read_and_joined_in_a_second_of_cpu(tmp_path: 
     assert again == graph
     assert built - start < 1.0  # 0.2 s, measured
     assert loaded - built < 0.2  # 0.03 s, measured
+
+
+def test_a_source_may_be_a_pattern_a_folder_or_outside_the_workspace(tmp_path: Path) -> None:
+    root = tmp_path / "a[1]*"  # must not be read as a pattern itself
+    root.mkdir()
+    (tmp_path / "outside.txt").touch()
+    specs = ["*.jsonl", "../outside.txt", str(tmp_path)]
+    graph = graph_of(root, f"[rows.x]\nsource = {specs}\n")
+    assert graph.targets["x"].sources == {"source": {"one": specs}}
