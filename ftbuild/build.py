@@ -116,6 +116,7 @@ class Build:
                 **shell.variables(work),
                 **registry.environment(),
                 "PYTHONHASHSEED": "0",
+                "PYTHONDONTWRITEBYTECODE": "1",
                 "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
             }
 

@@ -7,10 +7,12 @@ computed from their digests, and a key that the store knows is done as well. In 
 The main thread decides, one thread a slot runs an action; they talk through one queue.
 """
 
+import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -33,6 +35,7 @@ _MAX_RUNS = 2
 
 
 _PATIENCE_S = 5.0
+_LEASE_S = 0.1
 _FLUSH_S = 1.0
 """While nothing happens, what is finished becomes durable after at most this time."""
 
@@ -86,6 +89,7 @@ class Executor:
     exit_code: int = field(default=0, init=False)
     """Of the worst failure; 0 while there is none."""
     _signals: list[int] = field(default_factory=list, init=False)
+    _is_stopping: threading.Event = field(default_factory=threading.Event, init=False)
     _queue: SimpleQueue[_Message] = field(default_factory=SimpleQueue, init=False)
 
     def interrupt(self, number: int) -> None:
@@ -127,8 +131,8 @@ class Executor:
     def _end_threads(self) -> None:
         for _ in self._threads:
             self._idle.put(None)
+        self._is_stopping.set()
         for thread in self._threads:
-            # A thread may wait for another build's lease; it is a daemon, and holds nothing.
             thread.join(_PATIENCE_S)
 
     def _enter(self, targets: Iterable[Target]) -> None:
@@ -258,7 +262,7 @@ class Executor:
 
         try:
             inputs = self._lay_out_inputs(action)
-            with self.store.lease(action.key):
+            with self._lease(action):
                 record = None
                 if not self._nodes[label].must_run and label not in self.force:
                     record = self.store.find(action.key)
@@ -274,6 +278,21 @@ class Executor:
         except BaseException as error:
             message = _Message(label, error=error, seconds=time.monotonic() - began)
         self._queue.put(message)
+
+    @contextmanager
+    def _lease(self, action: Action) -> Iterator[None]:
+        """Hold an action against other builds; says so while it waits, and stops with the build."""
+        held = self.store.try_lease(action.key)
+        if held is None:
+            self._queue.put(_Message(action.target.label, event={"waiting": True}))
+        while held is None:
+            if self._is_stopping.wait(_LEASE_S):
+                raise InterruptedBuild(signal.SIGTERM)
+            held = self.store.try_lease(action.key)
+        try:
+            yield
+        finally:
+            self.store.release_lease(action.key, held)
 
     def _lay_out_inputs(
         self, action: Action
@@ -316,6 +335,8 @@ class Executor:
     def _tell(self, label: str, event: dict[str, Any]) -> None:
         if "progress" in event:
             self.on_event(events.Progress(label, **event["progress"]))
+        elif "waiting" in event:
+            self.on_event(events.Waiting(label))
         elif "warning" in event:
             self.on_event(events.Warned(label, event["warning"]))
 

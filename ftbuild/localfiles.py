@@ -11,6 +11,8 @@ from ftbuild.declaration import Declaration
 from ftbuild.spans import Finding, KeyPath
 from ftbuild.wording import nearest, shown
 
+SCHEMES = ("hf", "pypi")
+"""How sources come that are no files of this machine; `sources.resolver` knows the same."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
@@ -45,6 +47,7 @@ def missing(root: Path, declaration: Declaration, sources: dict[str, Any]) -> li
     for field, one in sources.items():
         for path, spec in specs(field, one):
             if not is_local(spec):
+                findings += _unknown_scheme(declaration, path, spec)
                 continue
             folder = os.path.join(root, declaration.package)
             if not _is_there(folder, spec):
@@ -52,6 +55,16 @@ def missing(root: Path, declaration: Declaration, sources: dict[str, Any]) -> li
                 file, keys = declaration.origin(path)
                 findings.append(Finding("E0401", what, file, keys, fix=fix))
     return findings
+
+
+def _unknown_scheme(declaration: Declaration, path: KeyPath, spec: Any) -> list[Finding]:
+    found = _SCHEME.match(spec) if isinstance(spec, str) else None
+    if found is None or found[0][:-1] in SCHEMES:
+        return []
+    file, keys = declaration.origin(path)
+    known = " and ".join(f"`{name}:`" for name in SCHEMES)
+    what = f"a source cannot come by `{shown(found[0])}`"
+    return [Finding("E0404", what, file, keys, fix=f"name a file; besides, there are {known}")]
 
 
 def _is_there(folder: str, spec: str) -> bool:

@@ -80,7 +80,7 @@ class Project:
         Raises:
             ManifestError: there is none.
         """
-        from ftbuild.manifest import find_root
+        from ftbuild.root import find_root
 
         here = Path(os.path.abspath(directory or Path.cwd()))
         if not here.is_dir():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ftbuild import __version__
-from ftbuild.digest import hash_file
+from ftbuild.digest import hash_bytes, hash_file
 from ftbuild.graph import Graph
 from ftbuild.history import FOLDER, replace_file, workspace_folder
 
@@ -90,7 +90,7 @@ def _read(root: Path, request: Request, wanted: Sequence[str]) -> Workspace:
     )
     registry = Registry(root, read.project.rules)
     built = graph.build(read, registry)
-    files: dict[str, str] = {str(root / n): hash_file(root / n) for n in read.files}
+    files: dict[str, str] = {str(root / n): hash_bytes(text) for n, text in read.texts.items()}
     stats = {}
     for name in read.project.rules:
         files[str(root / name)] = hash_file(root / name)

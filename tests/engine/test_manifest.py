@@ -36,7 +36,6 @@ default = ["helper"]
 
 [run]
 jobs = 3
-log_level = "info"
 
 [cache]
 max_size = "200 GB"
@@ -50,7 +49,7 @@ lora = { r = 16 }
     read = manifest.load(tmp_path)
 
     assert read.project == manifest.ProjectTable("support-bot", ("helper",), ())
-    assert read.run == {"jobs": 3, "log_level": "info"}
+    assert read.run == {"jobs": 3}
     assert read.cache == {"max_size": "200 GB"}
     assert read.files == ("FTBUILD.toml",)
     assert read.texts == {"FTBUILD.toml": text.encode()}
@@ -364,3 +363,10 @@ def test_line_ends_of_windows_move_nothing(tmp_path: Path) -> None:
         "    |        ^\n"
         '  fix: for example `name = "support-bot"`'
     )
+
+
+def test_a_pipe_above_the_workspace_does_not_hang(tmp_path: Path) -> None:
+    write(tmp_path, "[project]\n")
+    (tmp_path / "inner").mkdir()
+    os.mkfifo(tmp_path / "inner" / "FTBUILD.toml")
+    assert manifest.find_root(tmp_path / "inner") == tmp_path

@@ -24,7 +24,7 @@ def inspect(artifact: Artifact, row: int | None = None) -> View:
         name: {"size": path.stat().st_size, "sha256": hash_file(path)}
         for name, path in files.items()
     }
-    lines = [
+    lines: list[tuple[Span, ...]] = [
         (Span(name, "bold"), Span(f"  {path.stat().st_size:,} bytes"))
         for name, path in files.items()
     ]
