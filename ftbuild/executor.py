@@ -7,6 +7,7 @@ computed from their digests, and a key that the store knows is done as well. In 
 The main thread decides, one thread a slot runs an action; they talk through one queue.
 """
 
+import itertools
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -107,10 +109,11 @@ class Executor:
             InterruptedBuild: a signal came; what is finished is kept.
         """
         self._began = time.monotonic()
-        self._wanted = list(wanted)
+        self._wanted = set(wanted)
         self._nodes: dict[str, _Node] = {}
         self._ready: deque[str] = deque()
-        self._startable: list[tuple[Action, Target]] = []
+        self._startable: list[tuple[float, int, Action]] = []
+        self._numbers = itertools.count()
         self._running: set[str] = set()
         self._counts = dict.fromkeys(("built", "fresh", "fetched", "failed", "skipped"), 0)
         self._cut_off = 0
@@ -177,7 +180,7 @@ class Executor:
         if self._has_failed and not self.keep_going:
             self._skip(label, "not started, since another target failed")
             return
-        self._startable.append((action, node.target))
+        self._may_start(action)
 
     def _output_of(self, label: str) -> Output:
         output = self._nodes[label].output
@@ -191,7 +194,7 @@ class Executor:
         node.is_cut_off = any(n.runs or n.is_cut_off for n in below)
         seconds = built.seconds if built is not None and built.key == action.key else 0.0
         self.history.note(label, Built(action.key, output.tree, output.parts, seconds))
-        if label in self._wanted and not self._is_ready_to_use(node, action, output):
+        if not self._is_ready_to_use(node, output):
             return
         self._counts["fresh"] += 1
         self._cut_off += node.is_cut_off
@@ -204,14 +207,31 @@ class Executor:
             ),
         )
 
-    def _is_ready_to_use(self, node: _Node, action: Action, output: Output) -> bool:
-        """Hold that what the user asked for lies there whole; else have it made again."""
+    def _is_ready_to_use(self, node: _Node, output: Output) -> bool:
+        """Hold that what the user asked for lies there whole; else have it made again.
+
+        What lies below is mended from its blobs where it was tampered with; where that cannot be
+        it is taken away, since it may never be needed.
+        """
+        is_wanted = node.target.label in self._wanted
         try:
-            self.store.lay_out(self._tree_of(node, output))
+            tree = self._tree_of(node, output)
+            if not self.store.is_intact(tree) and (
+                is_wanted or self.store.tree_path(tree.digest).exists()
+            ):
+                self.store.lay_out(tree)
         except MissingBlob:
-            self._run_again(node.target.label)
-            return False
+            node.tree = None
+            if is_wanted:
+                self._run_again(node.target.label)
+                return False
+            self.store.take_away(output.tree)
         return True
+
+    def trees(self) -> dict[str, Tree]:
+        """Return the artifacts of this build that lie ready, by label."""
+        trees = {label: node.tree for label, node in self._nodes.items() if node.tree}
+        return {label: tree for label, tree in trees.items() if self.store.is_intact(tree)}
 
     def _tree_of(self, node: _Node, output: Output) -> Tree:
         if node.tree is None or node.tree.digest != output.tree:
@@ -222,16 +242,23 @@ class Executor:
         return node.tree
 
     def _start_what_fits(self) -> None:
-        waiting, self._startable = self._startable, []
-        # Longest first: what the rest waits for should not be the last to begin.
-        waiting.sort(key=lambda pair: -self._expected_s(pair[1].label))
-        for action, target in waiting:
-            share = self.slots.share(target, action.facts)
-            gpus = self.slots.take(target.label, share)
+        passed_over = []
+        while self._startable and not self.slots.are_full:
+            waiting = heappop(self._startable)
+            action = waiting[-1]
+            share = self.slots.share(action.target, action.facts)
+            gpus = self.slots.take(action.target.label, share)
             if gpus is None:
-                self._startable.append((action, target))
-                continue
-            self._start(action, share.cpus, gpus)
+                passed_over.append(waiting)
+            else:
+                self._start(action, share.cpus, gpus)
+        for waiting in passed_over:
+            heappush(self._startable, waiting)
+
+    def _may_start(self, action: Action) -> None:
+        # Longest first: what the rest waits for should not be the last to begin.
+        expected_s = self._expected_s(action.target.label)
+        heappush(self._startable, (-expected_s, next(self._numbers), action))
 
     def _expected_s(self, label: str) -> float:
         built = self.history.built.get(label)
