@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import pytest
+
 from chat_kit import CHATML, LLAMA2, MARKED, PLAIN, SPECIAL
 from ftbuild_rules.templates._named import templates
 from ftbuild_rules.templates._render import InexactError, Renderer, Template, TemplateError

@@ -7,13 +7,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from chat_kit import CHATML, LLAMA2, MARKED, PLAIN, SPECIAL, make_tokenizer
 from ftbuild_rules.templates._named import templates
 from ftbuild_rules.templates._render import Renderer
 from ftbuild_rules.tokens._encoder import Encoder, load_encoder
 from ftbuild_rules.tokens._masks import MaskPolicy, label_turns
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 # What each template lets the assistant say, its end included, written by hand.
 SAYS: dict[str, Callable[[str], str]] = {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from chat_kit import (
     BOS,
     CHATML,
@@ -18,14 +19,13 @@ from chat_kit import (
     make_model,
     read_tokens,
 )
-from ftbuild_rules.templates._named import templates
-from ftbuild_rules.tokens.tokens import tokens
-
 from ftbuild.digest import hash_bytes, hash_file
 from ftbuild.errors import RuleError
 from ftbuild.kinds import Artifact
 from ftbuild.rule import AttributeProblem, Fragment
 from ftbuild.testing import RecordingContext, context, run_rule
+from ftbuild_rules.templates._named import templates
+from ftbuild_rules.tokens.tokens import tokens
 
 _numbers = itertools.count()
 SIXTY = [chat(f"What is {n} plus {n}?", f"It is {2 * n}.", id=n) for n in range(60)]
@@ -348,6 +348,10 @@ def test_train_on_inputs_beside_a_mask_is_a_contradiction(name: str, tmp_path: P
     )
 
 
+def known(*own: str) -> str:
+    return ", ".join(f"`{name}`" for name in sorted([*templates(), *own]))
+
+
 @pytest.mark.parametrize(
     ("template", "params", "message"),
     [
@@ -356,21 +360,21 @@ def test_train_on_inputs_beside_a_mask_is_a_contradiction(name: str, tmp_path: P
             {},
             "error[E0820]: the tokenizer has no chat template\n"
             "  --> model\n"
-            '  fix: name one of `chatml`: `chat_template = "chatml"`',
+            f'  fix: name one of {known()}: `chat_template = "chatml"`',
         ),
         (
             {"default": CHATML, "short": PLAIN},
             {},
             "error[E0820]: the tokenizer has 2 chat templates\n"
             "  --> model\n"
-            '  fix: name one of `chatml`, `default`, `short`: `chat_template = "chatml"`',
+            f'  fix: name one of {known("default", "short")}: `chat_template = "chatml"`',
         ),
         (
             CHATML,
             {"chat_template": "chatmll"},
             "error[E0820]: there is no chat template `chatmll`\n"
             "  --> model\n"
-            "  fix: use one of `chatml`, `default`, or leave it out for the tokenizer's own",
+            f"  fix: use one of {known('default')}, or leave it out for the tokenizer's own",
         ),
     ],
 )
