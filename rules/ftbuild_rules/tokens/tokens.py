@@ -41,12 +41,13 @@ from ftbuild_rules.data._arrow import (
     write_index,
 )
 from ftbuild_rules.templates import _defaults
-from ftbuild_rules.templates._render import Renderer
+from ftbuild_rules.templates._limits import LimitedRenderer
+from ftbuild_rules.templates._render import BrokenTemplateError
 from ftbuild_rules.tokens._encoder import Encoder, load_encoder
 from ftbuild_rules.tokens._findings import Allowable, Findings, ShardFindings, check_findings
 from ftbuild_rules.tokens._masks import MASKED, EndOfTurn, MaskPolicy
 from ftbuild_rules.tokens._preference import preference_rows
-from ftbuild_rules.tokens._sft import Overflow, Tally, Task, sft_rows
+from ftbuild_rules.tokens._sft import Overflow, RowLimitError, Tally, Task, sft_rows
 from ftbuild_rules.tokens._template import resolve_template
 
 _BATCH_ROWS = 256
@@ -176,7 +177,7 @@ def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
     task = Task(
         form=index["form"],
         encoder=encoder,
-        renderer=Renderer(encoder.template(template)) if template is not None else None,
+        renderer=LimitedRenderer(encoder.template(template)) if template is not None else None,
         policy=MaskPolicy(params.train_on, params.train_on_eot, params.last_turn_only),
         train_on_inputs=params.train_on_inputs,
         max_length=params.max_length,
@@ -184,10 +185,21 @@ def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
     )
 
     def shard(piece: Piece, out: Path) -> dict[str, Any]:
-        return _tokenize_shard(task, Path(piece.payload), out / "shard.arrow")
+        path, first_row = piece.payload
+        try:
+            return _tokenize_shard(task, Path(path), out / "shard.arrow")
+        except BrokenTemplateError as error:
+            raise _template_error("is no Jinja", str(error), Place(label)) from error
+        except RowLimitError as error:
+            row = None if error.row is None else f"row {first_row + error.row}"
+            place = Place(label, within=row)
+            raise _template_error("goes over a limit", str(error), place) from error
 
-    pieces = [Piece(hash_file(path), str(path)) for path in shard_paths(inputs.dataset.path)]
-    fragments = ctx.fragments(shard, pieces, of="dataset")
+    try:
+        fragments = ctx.fragments(shard, _pieces(inputs.dataset.path, index), of="dataset")
+    finally:
+        if task.renderer is not None:
+            task.renderer.close()
     _check_values([fragment.value for fragment in fragments], params, index["rows"], label)
     totals = _assemble(ctx, fragments)
     is_pair = index["form"] == "preference"
@@ -201,6 +213,26 @@ def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
         (ctx.out / "chat_template.jinja").write_bytes(template.encode())
     _keep_vocabulary(ctx, inputs.model.path, encoder)
     ctx.facts(**{name: totals[name] for name in ("rows", "tokens", "trainable_tokens")})
+
+
+def _pieces(dataset: Path, index: dict[str, Any]) -> list[Piece]:
+    """Return a piece for each shard: its path, and the number of its first row for messages."""
+    starts = itertools.accumulate((rows for _, rows in index["shards"]), initial=0)
+    paths = shard_paths(dataset)
+    return [
+        Piece(hash_file(path), (str(path), start))
+        for path, start in zip(paths, starts, strict=False)
+    ]
+
+
+def _template_error(what: str, why: str, where: Place) -> RuleError:
+    return RuleError(
+        f"the chat template {what}",
+        code="E0834",
+        where=where,
+        why=why,
+        fix="mend the template, or take another",
+    )
 
 
 def _check_form(form: str, params: TokensParams, label: str) -> None:
