@@ -15,6 +15,7 @@ import bisect
 import functools
 import json
 import re
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,10 @@ Conversation = Sequence[dict[str, Any]]
 
 class TemplateError(Exception):
     """The template refuses a conversation or fails on it; the text says why."""
+
+
+class BrokenTemplateError(Exception):
+    """The template is no Jinja; the text says where and why."""
 
 
 class InexactError(Exception):
@@ -68,17 +73,22 @@ class Template:
         return re.search(r"\{%-?\s*generation\s*-?%\}", self.text) is not None
 
 
+MAX_CHARACTERS = 16 << 20
+"""Of the text of one conversation."""
+
+
 class Renderer:
     """A compiled template. It holds the skeletons of the shapes that it has met."""
 
-    def __init__(self, template: Template) -> None:
-        from jinja2 import Undefined
-        from transformers.utils.chat_template_utils import _compile_jinja_template
-
+    def __init__(
+        self, template: Template, *, before_render: Callable[[], None] = lambda: None
+    ) -> None:
         self._template = template
-        self._compiled = _compile_jinja_template(template.text)
+        self._before_render = before_render
+        self._compiled = _compile(template.text)
         # A template that asks for today's date would give other tokens every day.
-        self._variables = {**template.variables, "strftime_now": Undefined(name="strftime_now")}
+        clock = self._compiled.environment.undefined(name="strftime_now")
+        self._variables = {**template.variables, "strftime_now": clock}
         self._skeleton: Callable[[_Shape], _Skeleton] = functools.lru_cache(maxsize=512)(
             self._make_skeleton
         )
@@ -111,6 +121,8 @@ class Renderer:
     ) -> tuple[str, list[tuple[int, int]]]:
         blocks: list[str] = []
         marks: list[tuple[int, int]] = []
+        room = MAX_CHARACTERS
+        self._before_render()
         try:
             with self._compiled.environment.activate_tracker(blocks, marks):
                 for block in self._compiled.generate(
@@ -120,9 +132,14 @@ class Renderer:
                     add_generation_prompt=add_generation_prompt,
                     **self._variables,
                 ):
+                    room -= len(block)
+                    if room < 0:
+                        raise TemplateError(f"it writes more than {MAX_CHARACTERS:,} characters")
                     blocks.append(block)
+        except TemplateError:
+            raise
         except Exception as error:  # a template is a program of its author's: it raises anything
-            raise TemplateError(str(error)) from error
+            raise TemplateError(_why(error)) from error
         return "".join(blocks), marks
 
     def _marked_turns(self, messages: Conversation, tools: str | None) -> Rendered:
@@ -202,6 +219,47 @@ class Renderer:
         ender = next((token for token in self._template.enders if said.endswith(token)), None)
         eot = (len(said) - len(ender), len(said)) if ender else None
         return _ended(index, len(prompt), len(said), eot)
+
+
+def _compile(text: str) -> Any:
+    """Return the template compiled as Transformers does, but that it prints nothing undefined.
+
+    Raises:
+        BrokenTemplateError: it is no Jinja.
+    """
+    from jinja2 import TemplateSyntaxError, Undefined
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    class Unprintable(Undefined):
+        # A template may ask whether something is defined, or is true. Printed, an undefined
+        # variable would be nothing at all: a slip of the pen that no one would see.
+        __str__ = Undefined._fail_with_undefined_error
+
+    environment = _compile_jinja_template("").environment.overlay(undefined=Unprintable)
+    try:
+        return environment.from_string(text)
+    except TemplateSyntaxError as error:
+        raise BrokenTemplateError(f"line {error.lineno}: {error.message}") from error
+    except Exception as error:  # constants are computed while it compiles
+        raise BrokenTemplateError(_why(error)) from error
+
+
+def _why(error: Exception) -> str:
+    """Return what a template failed of, and in which of its lines.
+
+    What it refuses by `raise_exception` is a sentence of its author's and stands as it is.
+    """
+    from jinja2 import TemplateError as JinjaError
+
+    if type(error) is JinjaError:
+        return str(error)
+    lines = [
+        line
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename == "<template>"
+    ]
+    what = "it needs too much memory" if isinstance(error, MemoryError) else str(error)
+    return f"line {lines[-1]}: {what}" if lines else what
 
 
 def _is_within(at: int, slots: "Sequence[_Slot]", messages: int) -> bool:

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ftbuild_rules.templates._render import InexactError, Rendered, Renderer, TemplateError
+from ftbuild_rules.templates._limits import Call, LimitedRenderer, LimitError, Result
+from ftbuild_rules.templates._render import InexactError, Rendered, TemplateError
 from ftbuild_rules.tokens._encoder import Encoder
 from ftbuild_rules.tokens._findings import Findings
 from ftbuild_rules.tokens._masks import MASKED, Labelled, MaskPolicy, label_turns
@@ -18,7 +19,7 @@ class Task:
 
     form: str
     encoder: Encoder
-    renderer: Renderer | None
+    renderer: LimitedRenderer | None
     """None for plain text."""
     policy: MaskPolicy
     train_on_inputs: bool
@@ -94,11 +95,7 @@ def _text_rows(
 def _message_rows(
     task: Task, rows: Sequence[tuple[int, dict[str, Any]]], findings: Findings
 ) -> Iterator[_Numbered]:
-    rendered = [
-        (number, row, found)
-        for number, row in rows
-        if (found := _rendered(task, number, row, findings)) is not None
-    ]
+    rendered = _rendered(task, rows, findings)
     texts = [found.text for _, _, found in rendered]
     if task.train_on_inputs:
         for (number, _, _), ids in zip(rendered, task.encoder.encode(texts), strict=True):
@@ -110,16 +107,49 @@ def _message_rows(
         yield number, ids, label_turns(ids, offsets, found.turns, trained, task.policy)
 
 
-def _rendered(task: Task, number: int, row: dict[str, Any], findings: Findings) -> Rendered | None:
-    """Return the row as text with its turns; None where it has none, which is noted."""
+def _rendered(
+    task: Task, rows: Sequence[tuple[int, dict[str, Any]]], findings: Findings
+) -> list[tuple[int, dict[str, Any], Rendered]]:
+    """Return the rows with their text and turns, without those that have none: they are noted."""
+    calls = [
+        Call(
+            row["messages"],
+            row["tools"],
+            None if task.train_on_inputs else frozenset(task.policy.roles(row["messages"])),
+        )
+        for _, row in rows
+    ]
+    out = []
+    for (number, row), found in zip(
+        rows, run_calls(task, calls, [number for number, _ in rows]), strict=True
+    ):
+        if isinstance(found, TemplateError):
+            findings.add("template", number, str(found))
+        elif isinstance(found, InexactError):
+            findings.add("inexact", number, str(found))
+        else:
+            out.append((number, row, found))
+    return out
+
+
+class RowLimitError(Exception):
+    """The template went over a limit in one row; the text says which limit."""
+
+    def __init__(self, what: str, row: int | None) -> None:
+        super().__init__(what)
+        self.row = row
+        """Its number in the shard; None where no row was rendered yet."""
+
+
+def run_calls(task: Task, calls: Sequence[Call], rows: Sequence[int]) -> list[Result]:
+    """Render; `rows` are the numbers of the rows that the calls are for.
+
+    Raises:
+        RowLimitError: the template went over a limit.
+    """
     assert task.renderer is not None
-    messages, tools = row["messages"], row["tools"]
     try:
-        if task.train_on_inputs:
-            return Rendered(task.renderer.render(messages, tools), ())
-        return task.renderer.turns(messages, tools, task.policy.roles(messages))
-    except TemplateError as error:
-        findings.add("template", number, str(error))
-    except InexactError as error:
-        findings.add("inexact", number, str(error))
-    return None
+        return task.renderer.run(calls)
+    except LimitError as error:
+        row = rows[error.place] if error.place >= 0 else None
+        raise RowLimitError(str(error), row) from error

@@ -27,6 +27,7 @@ from ftbuild.api import (
     Place,
     QuantizedModel,
     RuleError,
+    Source,
     Tokens,
     hash_bytes,
     hash_file,
@@ -39,16 +40,24 @@ from ftbuild_rules.data._arrow import (
     write_batch,
     write_index,
 )
-from ftbuild_rules.templates import _named
-from ftbuild_rules.templates._render import Renderer
+from ftbuild_rules.templates import _defaults
+from ftbuild_rules.templates._limits import LimitedRenderer
+from ftbuild_rules.templates._render import BrokenTemplateError
 from ftbuild_rules.tokens._encoder import Encoder, load_encoder
 from ftbuild_rules.tokens._findings import Allowable, Findings, ShardFindings, check_findings
 from ftbuild_rules.tokens._masks import MASKED, EndOfTurn, MaskPolicy
 from ftbuild_rules.tokens._preference import preference_rows
-from ftbuild_rules.tokens._sft import Overflow, Tally, Task, sft_rows
+from ftbuild_rules.tokens._sft import Overflow, RowLimitError, Tally, Task, sft_rows
+from ftbuild_rules.tokens._template import resolve_template
 
 _BATCH_ROWS = 256
 _SFT_COLUMNS = ("input_ids", "labels")
+_TEMPLATES = (
+    "chat_template",
+    "chat_template_jinja",
+    "default_system_message",
+    "template_variables",
+)
 _PREFERENCE_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
@@ -59,6 +68,8 @@ class TokensInputs(Inputs):
     """The rows."""
     model: Annotated[Model | QuantizedModel, TOKENIZER]
     """Whose tokenizer and chat template; its weights are not read."""
+    chat_template_file: Source | None = None
+    """A chat template of your own, a Jinja file, in the place of the tokenizer's."""
 
 
 class TokensParams(Params):
@@ -89,6 +100,17 @@ class TokensParams(Params):
     """The name of a chat template (`chatml`), or of one of the tokenizer's, if it has several;
     the tokenizer's own if not given."""
 
+    chat_template_jinja: str | None = Field(default=None, min_length=1)
+    """A chat template of your own, as Jinja text; `chat_template_file` reads it from a file."""
+
+    default_system_message: str | None = Field(default=None, min_length=1)
+    """The system message of conversations that have none. It becomes part of the chat template,
+    so the trained model says it too."""
+
+    template_variables: dict[str, Any] = Field(default={})
+    """Variables that the chat template reads: `template_variables = { enable_thinking = false }`.
+    They become part of the chat template, as its defaults."""
+
     allow: tuple[Allowable, ...] = ()
     """Findings that are no errors here: rows with `no_trainable_tokens`, turns whose
     `end_of_turn` is never trained, `double_bos`, `equal_pairs` of answers, a prompt that is no
@@ -97,7 +119,7 @@ class TokensParams(Params):
 
 
 def check(kinds: Mapping[str, tuple[str, ...]], params: TokensParams) -> None:
-    """Check that no mask attribute contradicts `train_on_inputs`.
+    """Check that no attribute contradicts another.
 
     Raises:
         AttributeProblem: one does.
@@ -108,6 +130,21 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: TokensParams) -> None:
                 name,
                 f"`{name}` has no effect: `train_on_inputs` trains every token",
                 f"remove `{name}` or `train_on_inputs`",
+            )
+    if params.chat_template is not None and params.chat_template_jinja is not None:
+        raise AttributeProblem(
+            "chat_template_jinja",
+            "`chat_template` and `chat_template_jinja` are both given",
+            "remove one of them",
+        )
+    for name in params.template_variables:
+        if name in _defaults.RESERVED or not name.isidentifier():
+            raise AttributeProblem(
+                "template_variables",
+                f"`{name}` is given with every conversation"
+                if name in _defaults.RESERVED
+                else f"`{name}` is no name of a variable",
+                f"remove `{name}`",
             )
 
 
@@ -136,11 +173,11 @@ def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
     encoder = load_encoder(inputs.model.path, inputs.model.label or "model")
     label = inputs.dataset.label or "dataset"
     _check_form(index["form"], params, label)
-    template = _template(index["form"], encoder, params, inputs.model.label or "model")
+    template = resolve_template(index["form"], encoder, inputs, params)
     task = Task(
         form=index["form"],
         encoder=encoder,
-        renderer=Renderer(encoder.template(template)) if template is not None else None,
+        renderer=LimitedRenderer(encoder.template(template)) if template is not None else None,
         policy=MaskPolicy(params.train_on, params.train_on_eot, params.last_turn_only),
         train_on_inputs=params.train_on_inputs,
         max_length=params.max_length,
@@ -148,10 +185,21 @@ def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
     )
 
     def shard(piece: Piece, out: Path) -> dict[str, Any]:
-        return _tokenize_shard(task, Path(piece.payload), out / "shard.arrow")
+        path, first_row = piece.payload
+        try:
+            return _tokenize_shard(task, Path(path), out / "shard.arrow")
+        except BrokenTemplateError as error:
+            raise _template_error("is no Jinja", str(error), Place(label)) from error
+        except RowLimitError as error:
+            row = None if error.row is None else f"row {first_row + error.row}"
+            place = Place(label, within=row)
+            raise _template_error("goes over a limit", str(error), place) from error
 
-    pieces = [Piece(hash_file(path), str(path)) for path in shard_paths(inputs.dataset.path)]
-    fragments = ctx.fragments(shard, pieces, of="dataset")
+    try:
+        fragments = ctx.fragments(shard, _pieces(inputs.dataset.path, index), of="dataset")
+    finally:
+        if task.renderer is not None:
+            task.renderer.close()
     _check_values([fragment.value for fragment in fragments], params, index["rows"], label)
     totals = _assemble(ctx, fragments)
     is_pair = index["form"] == "preference"
@@ -167,6 +215,26 @@ def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
     ctx.facts(**{name: totals[name] for name in ("rows", "tokens", "trainable_tokens")})
 
 
+def _pieces(dataset: Path, index: dict[str, Any]) -> list[Piece]:
+    """Return a piece for each shard: its path, and the number of its first row for messages."""
+    starts = itertools.accumulate((rows for _, rows in index["shards"]), initial=0)
+    paths = shard_paths(dataset)
+    return [
+        Piece(hash_file(path), (str(path), start))
+        for path, start in zip(paths, starts, strict=False)
+    ]
+
+
+def _template_error(what: str, why: str, where: Place) -> RuleError:
+    return RuleError(
+        f"the chat template {what}",
+        code="E0834",
+        where=where,
+        why=why,
+        fix="mend the template, or take another",
+    )
+
+
 def _check_form(form: str, params: TokensParams, label: str) -> None:
     """Check that only attributes are set that mean something for the rows' form.
 
@@ -176,7 +244,7 @@ def _check_form(form: str, params: TokensParams, label: str) -> None:
     masks = ("train_on", "last_turn_only", "train_on_inputs")
     unused = {
         "messages": (),
-        "text": (*masks, "chat_template"),
+        "text": (*masks, *_TEMPLATES),
         "preference": (*masks, "train_on_eot"),
     }
     for name in _set_names(params, unused[form]):
@@ -189,43 +257,6 @@ def _check_form(form: str, params: TokensParams, label: str) -> None:
             else "of a preference pair the two answers are trained on",
             fix=f"remove `{name}`",
         )
-
-
-def _template(form: str, encoder: Encoder, params: TokensParams, label: str) -> str | None:
-    """Return the text of the chat template; None for plain text.
-
-    Raises:
-        RuleError: there is none, or none of that name, or more than one without a name.
-    """
-    if form == "text":
-        if encoder.eos_id is None:
-            raise RuleError(
-                "the tokenizer has no EOS token to end a text with",
-                code="E0831",
-                where=Place(label),
-                fix="set `eos_token` in the model's tokenizer_config.json",
-            )
-        return None
-    own, named = encoder.templates, _named.templates()
-    known = ", ".join(f"`{name}`" for name in sorted({*own, *named}))
-    if params.chat_template is None:
-        if len(own) == 1:
-            return next(iter(own.values()))
-        raise RuleError(
-            f"the tokenizer has {len(own) or 'no'} chat template{'s' if own else ''}",
-            code="E0820",
-            where=Place(label),
-            fix=f'name one of {known}: `chat_template = "chatml"`',
-        )
-    found = named.get(params.chat_template, own.get(params.chat_template))
-    if found is None:
-        raise RuleError(
-            f"there is no chat template `{params.chat_template}`",
-            code="E0820",
-            where=Place(label),
-            fix=f"use one of {known}, or leave it out for the tokenizer's own",
-        )
-    return found
 
 
 def _tokenize_shard(task: Task, path: Path, out: Path) -> dict[str, Any]:

@@ -348,6 +348,10 @@ def test_train_on_inputs_beside_a_mask_is_a_contradiction(name: str, tmp_path: P
     )
 
 
+def known(*own: str) -> str:
+    return ", ".join(f"`{name}`" for name in sorted([*templates(), *own]))
+
+
 @pytest.mark.parametrize(
     ("template", "params", "message"),
     [
@@ -356,21 +360,21 @@ def test_train_on_inputs_beside_a_mask_is_a_contradiction(name: str, tmp_path: P
             {},
             "error[E0820]: the tokenizer has no chat template\n"
             "  --> model\n"
-            '  fix: name one of `chatml`: `chat_template = "chatml"`',
+            f'  fix: name one of {known()}: `chat_template = "chatml"`',
         ),
         (
             {"default": CHATML, "short": PLAIN},
             {},
             "error[E0820]: the tokenizer has 2 chat templates\n"
             "  --> model\n"
-            '  fix: name one of `chatml`, `default`, `short`: `chat_template = "chatml"`',
+            f'  fix: name one of {known("default", "short")}: `chat_template = "chatml"`',
         ),
         (
             CHATML,
             {"chat_template": "chatmll"},
             "error[E0820]: there is no chat template `chatmll`\n"
             "  --> model\n"
-            "  fix: use one of `chatml`, `default`, or leave it out for the tokenizer's own",
+            f"  fix: use one of {known('default')}, or leave it out for the tokenizer's own",
         ),
     ],
 )
@@ -401,3 +405,34 @@ def test_text_needs_an_eos_token(tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "d", [{"text": "a"}], "text")
     with pytest.raises(RuleError, match=r"^the tokenizer has no EOS token to end a text with$"):
         run_rule(tokens, {"dataset": data, "model": model}, {}, tmp_path)
+
+
+def test_template_error_names_the_row_and_the_line(tmp_path: Path) -> None:
+    template = CHATML.replace("{% for", "\n{{ messages[0].nam }}{% for")
+    assert refusal(tmp_path, [chat("Hi", "Hello")], template) == (
+        "error[E0821]: 1 of 1 rows are refused by the chat template\n"
+        "  --> dataset in rows 0\n"
+        "  why: row 0: line 2: 'dict object' has no attribute 'nam'\n"
+        '  fix: mend the rows, or take another template: `chat_template = "…"`'
+    )
+
+
+def test_template_bomb_names_the_row(tmp_path: Path) -> None:
+    template = "{% if messages[0].content == 'b' %}{{ 9 ** (9 ** 9) }}{% endif %}" + CHATML
+    bomb = template.replace("9 ** 9)", "9 ** (messages | length + 7))")
+    rows = [chat("a", "x"), chat("b", "x")]
+    assert refusal(tmp_path, rows, bomb) == (
+        "error[E0834]: the chat template goes over a limit\n"
+        "  --> dataset in row 1\n"
+        "  why: it runs for more than 2 s\n"
+        "  fix: mend the template, or take another"
+    )
+
+
+def test_template_that_is_no_jinja(tmp_path: Path) -> None:
+    assert refusal(tmp_path, [chat("Hi", "Hello")], "a\n{% if %}") == (
+        "error[E0834]: the chat template is no Jinja\n"
+        "  --> dataset\n"
+        "  why: line 2: Expected an expression, got 'end of statement block'\n"
+        "  fix: mend the template, or take another"
+    )
