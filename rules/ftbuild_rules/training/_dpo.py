@@ -19,8 +19,8 @@ def train_pairs(run: _loop.Run, *, zero_is_wrong: bool, **settings: Any) -> None
     trainer = _loop.watched(Pretokenized, run, zero_is_wrong=zero_is_wrong)(
         model=_loop.load_policy(run),
         ref_model=second_copy(run),
-        args=DPOConfig(**_loop.trainer_arguments(run), **settings),
-        **_loop.trainer_inputs(run),
+        args=DPOConfig(**_loop.trl_arguments(run), **settings),
+        **_loop.trl_inputs(run),
     )
     _loop.train(run, trainer)
     _loop.save(run, trainer.model)
