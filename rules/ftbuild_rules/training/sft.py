@@ -36,10 +36,8 @@ def sft(ctx: Context, inputs: SftInputs, params: SftParams) -> None:
 
     trainer = _loop.watched(SFTTrainer, run, zero_is_wrong=True)(
         model=_loop.load_policy(run),
-        args=SFTConfig(
-            **_loop.trainer_arguments(run), dataset_kwargs={"skip_prepare_dataset": True}
-        ),
-        **_loop.trainer_inputs(run),
+        args=SFTConfig(**_loop.trl_arguments(run), dataset_kwargs={"skip_prepare_dataset": True}),
+        **_loop.trl_inputs(run),
     )
     _loop.train(run, trainer)
     _loop.save(run, trainer.model)

@@ -55,7 +55,7 @@ def test_text_and_turns_come_from_the_child() -> None:
         "{{ 9 ** (9 ** (messages | length + 7)) }}",
         "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
         "{% endfor %}{% endfor %}{% endfor %}",
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+        "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(40) }}",
     ],
     ids=["power", "loops", "macro"],
 )

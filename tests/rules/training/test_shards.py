@@ -35,7 +35,7 @@ def test_tokens_of_the_other_form(tmp_path: Path, model: Artifact) -> None:
         "error[E0901]: `dpo` needs tokens of the form `preference`; `tokens` has the form `sft`\n"
         "  --> tokens\n"
         "  why: its columns are input_ids, labels\n"
-        "  fix: make `data` a `tokens` target whose dataset has the form `preference`, not packed"
+        "  fix: make `data` a `tokens` target whose dataset has the form `preference`"
     )
 
 
