@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ftbuild_rules.data.dataset import dataset
-
 from ftbuild.kinds import Artifact, Model
 from ftbuild.testing import RecordingContext, artifact, run_rule, source
+from ftbuild_rules.data.dataset import dataset
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -123,6 +122,17 @@ def read_tokens(tokens: Artifact) -> list[dict[str, list[int]]]:
 
     rows: list[dict[str, list[int]]] = []
     for path in sorted((tokens.path / "data").glob("*.arrow")):
+        with pa.memory_map(str(path)) as mapped:
+            rows += pa.ipc.open_file(mapped).read_all().to_pylist()
+    return rows
+
+
+def read_dataset(dataset: Artifact) -> list[dict[str, Any]]:
+    """Return the rows of a dataset artifact."""
+    import pyarrow as pa
+
+    rows: list[dict[str, Any]] = []
+    for path in sorted((dataset.path / "data").glob("*.arrow")):
         with pa.memory_map(str(path)) as mapped:
             rows += pa.ipc.open_file(mapped).read_all().to_pylist()
     return rows
