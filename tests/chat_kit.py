@@ -130,3 +130,14 @@ def read_tokens(tokens: Artifact) -> list[dict[str, list[int]]]:
         with pa.memory_map(str(path)) as mapped:
             rows += pa.ipc.open_file(mapped).read_all().to_pylist()
     return rows
+
+
+def read_dataset(dataset: Artifact) -> list[dict[str, Any]]:
+    """Return the rows of a dataset artifact."""
+    import pyarrow as pa
+
+    rows: list[dict[str, Any]] = []
+    for path in sorted((dataset.path / "data").glob("*.arrow")):
+        with pa.memory_map(str(path)) as mapped:
+            rows += pa.ipc.open_file(mapped).read_all().to_pylist()
+    return rows

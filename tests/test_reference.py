@@ -1,4 +1,4 @@
-"""What is generated is what stands in the repository: the reference, the table of rules, the codes."""
+"""What is generated is what stands in the repository: reference, table of rules, codes."""
 
 import re
 from pathlib import Path

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from engine.space import PLAIN, Space
 
 CHAIN = """\
