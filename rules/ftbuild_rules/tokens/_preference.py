@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ftbuild_rules.templates._limits import Call, Result
-from ftbuild_rules.templates._render import Rendered
+from ftbuild_rules.templates._turns import Rendered
 from ftbuild_rules.tokens._findings import Findings
 from ftbuild_rules.tokens._sft import Tally, Task, is_double_bos, run_calls
 

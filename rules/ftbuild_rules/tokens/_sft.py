@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ftbuild_rules.templates._limits import Call, LimitedRenderer, LimitError, Result
-from ftbuild_rules.templates._render import InexactError, Rendered, TemplateError
+from ftbuild_rules.templates._turns import InexactError, Rendered, TemplateError
 from ftbuild_rules.tokens._encoder import Encoder
 from ftbuild_rules.tokens._findings import Findings
 from ftbuild_rules.tokens._masks import MASKED, Labelled, MaskPolicy, label_turns
@@ -66,6 +66,9 @@ def _lint(task: Task, number: int, ids: list[int], labelled: Labelled, findings:
         findings.add("double_bos", number)
     if labelled.lacks_eot:
         findings.add("end_of_turn", number)
+    if labelled.omits is not None:
+        message = labelled.omits + 1
+        findings.add("inexact", number, f"it leaves out what is thought in message {message}")
     if labelled.has_split_token:
         findings.add("split_tokens", number)
 
@@ -103,22 +106,14 @@ def _message_rows(
         return
     encoded = task.encoder.encode_with_offsets(texts)
     for (number, row, found), (ids, offsets) in zip(rendered, encoded, strict=True):
-        trained = task.policy.trained(row["messages"])
-        yield number, ids, label_turns(ids, offsets, found.turns, trained, task.policy)
+        yield number, ids, label_turns(ids, offsets, found.turns, row["messages"], task.policy)
 
 
 def _rendered(
     task: Task, rows: Sequence[tuple[int, dict[str, Any]]], findings: Findings
 ) -> list[tuple[int, dict[str, Any], Rendered]]:
     """Return the rows with their text and turns, without those that have none: they are noted."""
-    calls = [
-        Call(
-            row["messages"],
-            row["tools"],
-            None if task.train_on_inputs else frozenset(task.policy.roles(row["messages"])),
-        )
-        for _, row in rows
-    ]
+    calls = [_call(task, row) for _, row in rows]
     out = []
     for (number, row), found in zip(
         rows, run_calls(task, calls, [number for number, _ in rows]), strict=True
@@ -130,6 +125,14 @@ def _rendered(
         else:
             out.append((number, row, found))
     return out
+
+
+def _call(task: Task, row: dict[str, Any]) -> Call:
+    messages, tools = row["messages"], row["tools"]
+    if task.train_on_inputs:
+        return Call(messages, tools, None)
+    roles = frozenset(task.policy.roles(messages))
+    return Call(messages, tools, roles, task.policy.needs_parts(messages))
 
 
 class RowLimitError(Exception):

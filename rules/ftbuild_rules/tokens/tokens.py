@@ -42,7 +42,7 @@ from ftbuild_rules.data._arrow import (
 )
 from ftbuild_rules.templates import _defaults
 from ftbuild_rules.templates._limits import LimitedRenderer
-from ftbuild_rules.templates._render import BrokenTemplateError
+from ftbuild_rules.templates._turns import BrokenTemplateError
 from ftbuild_rules.tokens._encoder import Encoder, load_encoder
 from ftbuild_rules.tokens._findings import Allowable, Findings, ShardFindings, check_findings
 from ftbuild_rules.tokens._masks import MASKED, EndOfTurn, MaskPolicy
@@ -58,6 +58,7 @@ _TEMPLATES = (
     "default_system_message",
     "template_variables",
 )
+_MASKS = ("train_on", "last_turn_only", "train_on_reasoning", "train_on_tool_calls")
 _PREFERENCE_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
@@ -86,6 +87,13 @@ class TokensParams(Params):
 
     last_turn_only: bool = False
     """Train on the last of the messages that would be trained on."""
+
+    train_on_reasoning: bool = True
+    """Train on what the assistant thinks before it answers: its `reasoning_content`, or what
+    stands between `<think>` and `</think>` at the beginning of its text."""
+
+    train_on_tool_calls: bool = True
+    """Train on the tool calls of the messages that are trained on."""
 
     train_on_inputs: bool = False
     """Train on every token, the prompt's and the template's too."""
@@ -125,7 +133,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: TokensParams) -> None:
         AttributeProblem: one does.
     """
     if params.train_on_inputs:
-        for name in _set_names(params, ("train_on", "train_on_eot", "last_turn_only")):
+        for name in _set_names(params, (*_MASKS, "train_on_eot")):
             raise AttributeProblem(
                 name,
                 f"`{name}` has no effect: `train_on_inputs` trains every token",
@@ -178,7 +186,7 @@ def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
         form=index["form"],
         encoder=encoder,
         renderer=LimitedRenderer(encoder.template(template)) if template is not None else None,
-        policy=MaskPolicy(params.train_on, params.train_on_eot, params.last_turn_only),
+        policy=_policy(params),
         train_on_inputs=params.train_on_inputs,
         max_length=params.max_length,
         overflow=params.overflow,
@@ -215,6 +223,16 @@ def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
     ctx.facts(**{name: totals[name] for name in ("rows", "tokens", "trainable_tokens")})
 
 
+def _policy(params: TokensParams) -> MaskPolicy:
+    return MaskPolicy(
+        params.train_on,
+        params.train_on_eot,
+        params.last_turn_only,
+        params.train_on_reasoning,
+        params.train_on_tool_calls,
+    )
+
+
 def _pieces(dataset: Path, index: dict[str, Any]) -> list[Piece]:
     """Return a piece for each shard: its path, and the number of its first row for messages."""
     starts = itertools.accumulate((rows for _, rows in index["shards"]), initial=0)
@@ -241,7 +259,7 @@ def _check_form(form: str, params: TokensParams, label: str) -> None:
     Raises:
         RuleError: one does not.
     """
-    masks = ("train_on", "last_turn_only", "train_on_inputs")
+    masks = (*_MASKS, "train_on_inputs")
     unused = {
         "messages": (),
         "text": (*masks, *_TEMPLATES),

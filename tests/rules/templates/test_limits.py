@@ -4,15 +4,11 @@ import os
 import time
 
 import pytest
+
 from chat_kit import CHATML
 from ftbuild_rules.templates._limits import Call, LimitedRenderer, LimitError
-from ftbuild_rules.templates._render import (
-    MAX_CHARACTERS,
-    BrokenTemplateError,
-    Rendered,
-    Template,
-    TemplateError,
-)
+from ftbuild_rules.templates._render import MAX_CHARACTERS, Template
+from ftbuild_rules.templates._turns import BrokenTemplateError, Rendered, TemplateError
 
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
 
@@ -54,7 +50,8 @@ def test_text_and_turns_come_from_the_child() -> None:
         "{{ 9 ** (9 ** (messages | length + 7)) }}",
         "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
         "{% endfor %}{% endfor %}{% endfor %}",
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+        "{{ f(40) }}",
     ],
     ids=["power", "loops", "macro"],
 )
@@ -131,9 +128,7 @@ def test_template_reads_no_file(tag: str) -> None:
 def test_undefined_variable_is_an_error_with_its_line() -> None:
     assert ask("a\n{{ bos_tokn }}\nb") == ["line 2: 'bos_tokn' is undefined"]
     assert ask("{% if x is defined or x or y == 1 %}a{% else %}b{% endif %}") == ["b"]
-    assert ask("{{ messages[0].name }}") == [
-        "line 1: 'dict object' has no attribute 'name'"
-    ]
+    assert ask("{{ messages[0].name }}") == ["line 1: 'dict object' has no attribute 'name'"]
 
 
 def test_refusal_of_the_template_stands_as_it_is() -> None:
@@ -162,7 +157,7 @@ def test_forked_process_has_a_child_of_its_own() -> None:
         found = renderer.run([call("there")])
         os._exit(0 if isinstance(found[0], Rendered) and found[0].text == "there" else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    (found,) = renderer.run([call("here")])
-    assert isinstance(found, Rendered)
-    assert found.text == "here"
+    (again,) = renderer.run([call("here")])
+    assert isinstance(again, Rendered)
+    assert again.text == "here"
     renderer.close()
