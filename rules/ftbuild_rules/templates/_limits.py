@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from ftbuild_rules.templates._render import (
+from ftbuild_rules.templates._render import Renderer, Template
+from ftbuild_rules.templates._turns import (
     BrokenTemplateError,
     Conversation,
     InexactError,
+    Part,
     Rendered,
-    Renderer,
-    Template,
     TemplateError,
     Turn,
 )
@@ -47,6 +47,8 @@ class Call:
     tools: str | None
     roles: frozenset[str] | None
     """Whose turns are wanted; None for the text alone."""
+    parts: bool = False
+    """The turns shall say where their texts stand."""
     add_generation_prompt: bool = False
 
 
@@ -126,7 +128,13 @@ class _Child:
 
     def run(self, calls: Sequence[Call]) -> list[Result]:
         asked = [
-            (list(c.messages), c.tools, c.roles and sorted(c.roles), c.add_generation_prompt)
+            (
+                list(c.messages),
+                c.tools,
+                c.roles and sorted(c.roles),
+                c.parts,
+                c.add_generation_prompt,
+            )
             for c in calls
         ]
         with contextlib.suppress(BrokenPipeError):  # it may be gone, and its last word still there
@@ -152,6 +160,11 @@ class _Child:
         os.close(self.requests)
         os.close(self.replies)
         return os.waitpid(self.pid, 0)[1]
+
+
+def _plain_call(call: Call) -> tuple[Any, ...]:
+    roles = None if call.roles is None else sorted(call.roles)
+    return list(call.messages), call.tools, roles, call.parts, call.add_generation_prompt
 
 
 def _send(pipe: int, value: Any) -> None:
@@ -188,7 +201,12 @@ def _result(reply: tuple[Any, ...]) -> Result:
         return TemplateError(text)
     if kind == "inexact":
         return InexactError(text)
-    return Rendered(text, tuple(Turn(*turn) for turn in turns))
+    return Rendered(text, tuple(_turn(*turn) for turn in turns))
+
+
+def _turn(index: int, start: int, end: int, eot: Any, parts: Any, omits_reasoning: bool) -> Turn:
+    found = tuple(Part(*part) for part in parts)
+    return Turn(index, start, end, eot, found, omits_reasoning)
 
 
 def _serve(template: Template, requests: int, replies: int, place: mmap.mmap) -> NoReturn:
@@ -244,6 +262,7 @@ def _reply(
     messages: Conversation,
     tools: str | None,
     roles: list[str] | None,
+    parts: bool,
     add_generation_prompt: bool,
 ) -> tuple[str, str, list[Any]]:
     try:
@@ -253,9 +272,14 @@ def _reply(
                 renderer.render(messages, tools, add_generation_prompt=add_generation_prompt),
                 [],
             )
-        found = renderer.turns(messages, tools, set(roles))
+        found = renderer.turns(messages, tools, set(roles), parts=parts)
     except TemplateError as error:
         return "refused", str(error), []
     except InexactError as error:
         return "inexact", str(error), []
-    return "done", found.text, [(t.index, t.start, t.end, t.eot) for t in found.turns]
+    return "done", found.text, [_plain_turn(turn) for turn in found.turns]
+
+
+def _plain_turn(turn: Turn) -> tuple[Any, ...]:
+    parts = [(part.name, part.start, part.end, part.skipped) for part in turn.parts]
+    return turn.index, turn.start, turn.end, turn.eot, parts, turn.omits_reasoning

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ftbuild_rules.templates._limits import Call, Result
-from ftbuild_rules.templates._render import Rendered
+from ftbuild_rules.templates._turns import Rendered
 from ftbuild_rules.tokens._findings import Findings
-from ftbuild_rules.tokens._sft import Tally, Task, is_double_bos, run_calls
+from ftbuild_rules.tokens._sft import Tally, Task, is_double_bos, lint_template_tokens, run_calls
 
 Triple = tuple[list[int], list[int], list[int]]
 _Texts = tuple[str, str, str]
@@ -32,6 +32,7 @@ def preference_rows(
             numbers.append(number)
             texts.extend(found)
             _lint_end(task, number, found, tally.findings)
+            lint_template_tokens(task, number, found[1], tally.findings)
     encoded = task.encoder.encode(texts)
     for place, number in enumerate(numbers):
         prompt, chosen, rejected = encoded[3 * place : 3 * place + 3]
@@ -104,5 +105,6 @@ def _fit(task: Task, number: int, ids: Triple, tally: Tally) -> Triple | None:
     if not chosen or not rejected:
         tally.findings.add("no_trainable_tokens", number)
     elif chosen == rejected:
-        tally.findings.add("equal_pairs", number)
+        detail = "" if ids[1] == ids[2] else "they differ beyond `max_length` alone"
+        tally.findings.add("equal_pairs", number, detail)
     return prompt, chosen, rejected

@@ -1,5 +1,7 @@
 """Which chat template a target's rows are rendered with, as text."""
 
+import re
+from dataclasses import replace
 from typing import Any, Protocol
 
 from ftbuild.api import Place, RuleError, Source
@@ -58,6 +60,36 @@ def resolve_template(form: str, encoder: Encoder, inputs: _Inputs, params: _Para
     if text is None:
         text = _known_text(encoder, params.chat_template, label)
     return with_defaults(text, params.default_system_message, params.template_variables)
+
+
+# What is one token wherever a family's own tokenizer is used. Not `[INST]`: some split it.
+_TOKEN = re.compile(r"<\|[^|<>\s]+\|>|<\uff5c[^\uff5c<>]+\uff5c>|<(?:start|end)_of_turn>")
+
+
+def split_tokens(template: str, encoder: Encoder) -> dict[str, int]:
+    """Return the special tokens in a template's text that the tokenizer splits, and in how many."""
+    found = sorted(set(_TOKEN.findall(template)))
+    sizes = {token: len(ids) for token, ids in zip(found, encoder.encode(found), strict=True)}
+    return {token: size for token, size in sizes.items() if size > 1}
+
+
+def with_eot_tokens(encoder: Encoder, tokens: tuple[str, ...], label: str) -> Encoder:
+    """Return the encoder with further tokens that may end a turn.
+
+    Raises:
+        RuleError: one is no token.
+    """
+    for token in tokens:
+        if encoder.token_id(token) is None:
+            raise RuleError(
+                f"the tokenizer has no token `{token}`",
+                code="E0836",
+                where=Place(label),
+                why="`eot_tokens` names it",
+                fix="name tokens of its vocabulary",
+            )
+    enders = sorted({*encoder.enders, *tokens}, key=lambda token: (-len(token), token))
+    return replace(encoder, enders=tuple(enders))
 
 
 def _own_text(file: Source | None, params: _Params) -> str | None:

@@ -7,13 +7,8 @@ import pytest
 
 from chat_kit import CHATML
 from ftbuild_rules.templates._limits import Call, LimitedRenderer, LimitError
-from ftbuild_rules.templates._render import (
-    MAX_CHARACTERS,
-    BrokenTemplateError,
-    Rendered,
-    Template,
-    TemplateError,
-)
+from ftbuild_rules.templates._render import MAX_CHARACTERS, Template
+from ftbuild_rules.templates._turns import BrokenTemplateError, Rendered, TemplateError
 
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
 
@@ -55,7 +50,8 @@ def test_text_and_turns_come_from_the_child() -> None:
         "{{ 9 ** (9 ** (messages | length + 7)) }}",
         "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
         "{% endfor %}{% endfor %}{% endfor %}",
-        "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+        "{{ f(40) }}",
     ],
     ids=["power", "loops", "macro"],
 )
@@ -161,7 +157,7 @@ def test_forked_process_has_a_child_of_its_own() -> None:
         found = renderer.run([call("there")])
         os._exit(0 if isinstance(found[0], Rendered) and found[0].text == "there" else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    (found,) = renderer.run([call("here")])
-    assert isinstance(found, Rendered)
-    assert found.text == "here"
+    (again,) = renderer.run([call("here")])
+    assert isinstance(again, Rendered)
+    assert again.text == "here"
     renderer.close()

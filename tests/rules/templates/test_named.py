@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from chat_kit import SPECIAL, make_tokenizer
 from ftbuild_rules.templates._named import templates
-from ftbuild_rules.templates._render import Renderer, TemplateError
+from ftbuild_rules.templates._render import Renderer
+from ftbuild_rules.templates._turns import TemplateError
 from ftbuild_rules.tokens._encoder import Encoder, load_encoder
 from ftbuild_rules.tokens._masks import MaskPolicy, label_turns
 
@@ -249,7 +250,7 @@ def test_trained_tokens_are_what_the_assistant_says(
     policy = MaskPolicy(("assistant",), "turn", False)
     found = renderer.turns(messages, None, policy.roles(messages))
     ((ids, offsets),) = encoder.encode_with_offsets([found.text])
-    labelled = label_turns(ids, offsets, found.turns, policy.trained(messages), policy)
+    labelled = label_turns(ids, offsets, found.turns, messages, policy)
 
     assert found.text == written(name, system, pairs)
     assert found.text == tokenizer.apply_chat_template(messages, tokenize=False)

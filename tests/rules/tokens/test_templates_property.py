@@ -70,7 +70,7 @@ def test_trained_tokens_are_what_the_assistant_says(
     policy = MaskPolicy(("assistant",), "turn", False)
     found = renderer.turns(messages, None, policy.roles(messages))
     ((ids, offsets),) = encoder.encode_with_offsets([found.text])
-    labelled = label_turns(ids, offsets, found.turns, policy.trained(messages), policy)
+    labelled = label_turns(ids, offsets, found.turns, messages, policy)
 
     assert ids == tokenizer.apply_chat_template(messages)["input_ids"]
     assert not labelled.lacks_eot
@@ -96,6 +96,6 @@ def test_labels_are_transformers_own_assistant_mask(
     policy = MaskPolicy(("assistant",), "turn", False)
     found = renderer.turns(messages, None, {"assistant"})
     ((ids, offsets),) = encoder.encode_with_offsets([found.text])
-    labelled = label_turns(ids, offsets, found.turns, policy.trained(messages), policy)
+    labelled = label_turns(ids, offsets, found.turns, messages, policy)
     theirs = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True)
     assert [int(label != -100) for label in labelled.labels] == theirs["assistant_masks"]

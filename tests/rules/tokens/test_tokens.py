@@ -185,7 +185,7 @@ def test_longer_rows_are_counted_across_shards(tmp_path: Path) -> None:
         "  --> dataset in rows 5, 15, 25, 35, 45, …\n"
         "  why: row 5: it has 238 tokens\n"
         "  fix: raise `max_length`, or say what to do with them: "
-        '`overflow = "drop"` or "truncate"'
+        '`overflow = "drop"`, "truncate" or "split"'
     )
 
 
@@ -435,4 +435,65 @@ def test_template_that_is_no_jinja(tmp_path: Path) -> None:
         "  --> dataset\n"
         "  why: line 2: Expected an expression, got 'end of statement block'\n"
         "  fix: mend the template, or take another"
+    )
+
+
+def test_token_of_the_template_that_the_tokenizer_splits(tmp_path: Path) -> None:
+    template = CHATML.replace("<|im_end|>", "<|end|>")
+    rows = [chat("Hi", "Hello")]
+    assert refusal(tmp_path, rows, template, allow=["end_of_turn"]) == (
+        "error[E0835]: 1 of 1 rows have a token of the chat template that the tokenizer splits\n"
+        "  --> dataset in rows 0\n"
+        "  why: row 0: `<|end|>` becomes 7 tokens\n"
+        "  fix: take a chat template whose tokens the tokenizer knows; "
+        'or allow it: `allow = ["template_tokens"]`'
+    )
+    both = ["end_of_turn", "template_tokens"]
+    (row,) = read_tokens(tokenize(tmp_path / "b", rows, template, allow=both))
+    assert [label for label in row["labels"] if label != -100] == [*b"Hello"]
+
+
+def test_split_token_in_a_text_is_the_rows_own(tmp_path: Path) -> None:
+    made = tokenize(tmp_path, [chat("<|end|>", "Hello")])
+    assert [label for label in read_tokens(made)[0]["labels"] if label != -100] == [*b"Hello", 257]
+
+
+def test_token_that_ends_a_turn_besides_the_special_ones(tmp_path: Path) -> None:
+    template = CHATML.replace("<|im_end|>", "#")
+    (row,) = read_tokens(tokenize(tmp_path, [chat("Hi", "Hello")], template, eot_tokens=["#"]))
+    assert [label for label in row["labels"] if label != -100] == [*b"Hello#"]
+    assert row["labels"][-1] == -100
+
+
+def test_end_of_turn_token_that_is_none(tmp_path: Path) -> None:
+    assert refusal(tmp_path, [chat("Hi", "Hello")], eot_tokens=["<|eot|>"]) == (
+        "error[E0836]: the tokenizer has no token `<|eot|>`\n"
+        "  --> model\n"
+        "  why: `eot_tokens` names it\n"
+        "  fix: name tokens of its vocabulary"
+    )
+
+
+def test_overflow_splits_a_row_and_leaves_out_what_teaches_nothing(tmp_path: Path) -> None:
+    # The first twelve ids end within the word "assistant", of which all is masked.
+    made = tokenize(tmp_path, [chat("0", "abcdefgh")], max_length=12, overflow="split")
+    assert read_tokens(made) == [
+        {"input_ids": [*b"sistant\nabcd"], "labels": [*[-100] * 8, *b"abcd"]},
+        {"input_ids": [*b"efgh", 257, 10], "labels": [*b"efgh", 257, -100]},
+    ]
+    about = json.loads((made.path / "tokens.json").read_bytes())
+    assert (about["rows"], about["split"]) == (2, 1)
+
+
+def test_row_of_which_no_piece_can_be_trained_on(tmp_path: Path) -> None:
+    row = chat("0", "abcdefgh")
+    row["messages"][1]["train"] = False
+    message = refusal(tmp_path, [row], max_length=12, overflow="split")
+    assert message.startswith("error[E0823]: 1 of 1 rows have no trainable token")
+
+
+def test_preference_pair_is_not_split(tmp_path: Path) -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    assert refusal(tmp_path, [row], overflow="split").startswith(
+        'error[E0830]: `overflow = "split"` has no meaning for a dataset of form `preference`'
     )
