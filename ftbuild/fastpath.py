@@ -20,7 +20,7 @@ from ftbuild import __version__
 
 FOLDER = ".ftbuild"
 _NAME = "fast.bin"
-_FORMAT = ("fast 2", __version__, sys.implementation.cache_tag)
+_FORMAT = ("fast 3", __version__, sys.implementation.cache_tag)
 _KEPT = 8
 """Requests (targets, profile, settings) whose answers are kept."""
 
@@ -93,9 +93,11 @@ def _find(directory: str) -> str | None:
 
 def _key(root: str, directory: str, request: Request) -> tuple[Any, ...]:
     # Names are seen from a folder: `chats` means another target elsewhere.
-    package = os.path.relpath(os.path.realpath(directory), os.path.realpath(root))
+    real = os.path.realpath(root)
+    package = os.path.relpath(os.path.realpath(directory), real)
     store = tuple(os.environ.get(name) for name in _STORE_VARIABLES)
-    return package, tuple(request), store
+    # The root too: a copied workspace brings answers along that are about the original's files.
+    return real, package, tuple(request), store
 
 
 def _load(root: str) -> dict[Any, Any]:
