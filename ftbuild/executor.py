@@ -178,7 +178,7 @@ class Executor:
                 self._is_fresh(node, action, output)
                 return
         if self._has_failed and not self.keep_going:
-            self._skip(label, "not started, since another target failed")
+            self._skip(label, _NOT_STARTED)
             return
         self._may_start(action)
 
@@ -246,6 +246,9 @@ class Executor:
         while self._startable and not self.slots.are_full:
             waiting = heappop(self._startable)
             action = waiting[-1]
+            if self._has_failed and not self.keep_going:
+                self._skip(action.target.label, _NOT_STARTED)
+                continue
             share = self.slots.share(action.target, action.facts)
             gpus = self.slots.take(action.target.label, share)
             if gpus is None:
@@ -414,14 +417,13 @@ class Executor:
 
     def _run_again(self, label: str) -> None:
         node = self._nodes[label]
-        if node.must_run and label not in self._running:
+        if node.must_run:  # another of its readers found out before
             return
         if node.runs >= _MAX_RUNS:
             self._fail(label, _keeps_vanishing(label), 0.0, ())
             return
-        if not node.must_run:
-            node.must_run, node.is_over = True, False
-            self._ready.append(label)
+        node.must_run, node.is_over = True, False
+        self._ready.append(label)
 
     def _fail(
         self, label: str, error: FtbuildError, seconds: float, log_tail: Sequence[str]

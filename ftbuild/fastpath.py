@@ -105,7 +105,7 @@ def _load(root: str) -> dict[Any, Any]:
         with open(f"{root}/{FOLDER}/{_NAME}", "rb") as file:
             form, answers = marshal.loads(file.read())
         return answers if form == _FORMAT and isinstance(answers, dict) else {}
-    except (OSError, ValueError, EOFError, TypeError):
+    except (OSError, ValueError, EOFError, TypeError, AttributeError):
         return {}
 
 

@@ -36,7 +36,9 @@ def differences(old: bytes, new: bytes) -> Iterator[str]:
 
 
 def _lines(data: bytes) -> list[str]:
-    return data.decode("utf-8", "replace").splitlines()
+    # Not splitlines: U+2028 and others may stand within a row of JSON, and end no line of a file.
+    lines = data.decode("utf-8", "replace").split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def _common(a: list[str], b: list[str]) -> int:

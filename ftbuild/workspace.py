@@ -112,7 +112,7 @@ def _answers(root: Path) -> dict[Request, Any]:
     try:
         form, answers = marshal.loads((root / FOLDER / _NAME).read_bytes())
         return answers if form == _FORMAT else {}
-    except (OSError, ValueError, EOFError, TypeError):
+    except (OSError, ValueError, EOFError, TypeError, AttributeError):
         return {}
 
 
