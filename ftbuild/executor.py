@@ -34,6 +34,7 @@ from ftbuild.store.trees import Tree
 
 _MAX_RUNS = 2
 """How often one build may run one action: again if an object of its output went missing."""
+_NOT_STARTED = "not started, since another target failed"
 
 
 _PATIENCE_S = 5.0
