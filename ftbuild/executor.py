@@ -22,6 +22,7 @@ from typing import Any
 
 from ftbuild import events
 from ftbuild.action import Action, Describer, Output
+from ftbuild.digest import Digest
 from ftbuild.errors import FtbuildError, InterruptedBuild
 from ftbuild.graph import Graph, Target
 from ftbuild.history import Built, History
@@ -35,7 +36,6 @@ from ftbuild.store.trees import Tree
 _MAX_RUNS = 2
 """How often one build may run one action: again if an object of its output went missing."""
 _NOT_STARTED = "not started, since another target failed"
-
 
 _PATIENCE_S = 5.0
 _LEASE_S = 0.1
@@ -190,10 +190,9 @@ class Executor:
 
     def _is_fresh(self, node: _Node, action: Action, output: Output) -> None:
         label = node.target.label
-        built = self.history.built.get(label)
         below = [self._nodes[e.label] for e in node.target.edges]
         node.is_cut_off = any(n.runs or n.is_cut_off for n in below)
-        seconds = built.seconds if built is not None and built.key == action.key else 0.0
+        seconds = self._cost_s(label, action.key)
         self.history.note(label, Built(action.key, output.tree, output.parts, seconds))
         if not self._is_ready_to_use(node, output):
             return
@@ -207,6 +206,14 @@ class Executor:
                 label, "fresh", key=action.key, digest=output.tree, cut_off=node.is_cut_off
             ),
         )
+
+    def _cost_s(self, label: str, key: Digest) -> float:
+        """Return how long the action took when it ran, wherever that was."""
+        built = self.history.built.get(label)
+        if built is not None and built.key == key:
+            return built.seconds
+        record = self.store.find(key)
+        return 0.0 if record is None else float(record.provenance.get("seconds", 0.0))
 
     def _is_ready_to_use(self, node: _Node, output: Output) -> bool:
         """Hold that what the user asked for lies there whole; else have it made again.

@@ -89,6 +89,11 @@ def workspace_folder(root: Path) -> Path:
     return folder
 
 
+def log_of_failure(logs: Path, label: str) -> Path:
+    """Return where the log of a failed run of `label` lies until it is built, or would."""
+    return logs / f"{label.strip('/').replace('/', '_').replace(':', '_')}.log"
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all."""
     staged = path.with_name(f"{path.name}.{os.getpid()}")

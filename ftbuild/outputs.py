@@ -32,21 +32,29 @@ def point(link: str, directory: str) -> None:
         os.makedirs(os.path.dirname(link), exist_ok=True)
     except FileExistsError:
         pass
+    except NotADirectoryError as e:
+        raise _in_the_way(os.path.dirname(link)) from e
     try:
         if os.readlink(link) == directory:
             return
     except FileNotFoundError:
         pass
     except OSError as e:
-        raise MachineError(
-            f"`{FOLDER}` belongs to ftbuild, but this is not a link of its making",
-            code="E0654",
-            where=Place(link),
-            fix="move it elsewhere and run the build again",
-        ) from e
-    staged = f"{link}.{os.getpid()}"
+        raise _in_the_way(link) from e
+    # No target has such a name, so what a killed build leaves is taken for none.
+    staged = os.path.join(os.path.dirname(link), f".new-{os.getpid()}")
+    remove(staged)
     os.symlink(directory, staged)
     os.replace(staged, link)
+
+
+def _in_the_way(path: str) -> MachineError:
+    return MachineError(
+        f"`{FOLDER}` belongs to ftbuild, but this is not of its making",
+        code="E0654",
+        where=Place(path),
+        fix="move it elsewhere and run the build again",
+    )
 
 
 def remove(link: str) -> bool:

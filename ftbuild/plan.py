@@ -230,9 +230,11 @@ def _input_changed(target: Target, name: str, before: Any, after: Any) -> Reason
 
 
 def _variable(before: Any, after: Any) -> str:
-    if before in (_ABSENT, None):
-        return "is set now"
-    return "is no longer set" if after in (_ABSENT, None) else "has another value"
+    if before is _ABSENT or after is _ABSENT:
+        return "is declared now" if before is _ABSENT else "is no longer declared"
+    if before is None or after is None:
+        return "is set now" if before is None else "is no longer set"
+    return "has another value"
 
 
 def _source_names(action: Action) -> dict[str, str]:

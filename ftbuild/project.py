@@ -18,7 +18,7 @@ from ftbuild import events, fastpath, lockfile, locking, outputs, usersettings, 
 from ftbuild.action import Describer
 from ftbuild.errors import DifferenceError, UsageError
 from ftbuild.graph import Graph, Target
-from ftbuild.history import Built, History, workspace_folder
+from ftbuild.history import Built, History, log_of_failure, workspace_folder
 from ftbuild.lockfile import Lock
 from ftbuild.plan import Plan, Planner, State, Verdict
 from ftbuild.sources.resolver import Resolver
@@ -301,7 +301,7 @@ class Project:
     def log(self, name: str) -> str:
         """Return what the last run of a target wrote: of a failed one where it failed since."""
         label = self._one(name)
-        failed = log_of_failure(self.folder, label)
+        failed = log_of_failure(self.folder / "log", label)
         built = self.history.built.get(label)
         if failed.is_file():
             return failed.read_text(encoding="utf-8", errors="replace")
@@ -425,9 +425,3 @@ class Project:
             finally:
                 self.save()
                 del self.__dict__["store"]
-
-
-def log_of_failure(folder: Path, label: str) -> Path:
-    """Return where the log of the last failed run of `label` lies, or would."""
-    name = label.strip("/").replace("/", "_").replace(":", "_")
-    return folder / "log" / f"{name}.log"

@@ -40,6 +40,7 @@ class Registry:
         self._root = root
         self._project_rules = tuple(project_rules)
         self._loaded: dict[str, Rule] = {}
+        self._identities: dict[Path, tuple[str, tuple[str, ...]]] = {}
 
     def names(self) -> list[str]:
         """Return the names of all rules, sorted."""
@@ -151,9 +152,11 @@ class Registry:
     def _identity(self, path: Path) -> tuple[str, tuple[str, ...]]:
         from ftbuild.rulesource import source_digest
 
-        folders = [p.folder for p in self._packs if path.is_relative_to(p.folder)]
-        digest, files = source_digest(path, folders[0] if folders else self._root)
-        return digest, tuple(self._relative(file) for file in files)
+        if path not in self._identities:  # one file may hold several rules
+            folders = [p.folder for p in self._packs if path.is_relative_to(p.folder)]
+            digest, files = source_digest(path, folders[0] if folders else self._root)
+            self._identities[path] = digest, tuple(self._relative(file) for file in files)
+        return self._identities[path]
 
     def _relative(self, path: Path) -> str:
         for root in (self._root, self._root.resolve()):

@@ -18,11 +18,13 @@ from ftbuild.action import Action, Output
 from ftbuild.digest import Digest, canonical_json
 from ftbuild.errors import ActionError, Problem, problems_from
 from ftbuild.graph import Edge, RuleFacts
+from ftbuild.history import log_of_failure
 from ftbuild.kinds import KINDS, missing_files
 from ftbuild.lockfile import Lock, check_environment
 from ftbuild.registry import load_rule
 from ftbuild.rows import MAX_BYTES
 from ftbuild.sources.resolver import Resolved, Resolver
+from ftbuild.store import disk
 from ftbuild.store.actions import Record
 from ftbuild.store.store import Store
 from ftbuild.store.trees import Tree
@@ -139,11 +141,18 @@ class Desk:
 
     def clear(self) -> None:
         """Remove what an action left."""
-        if os.listdir(self.work):
-            shutil.rmtree(self.work)
+        if not _is_empty(self.work):
+            disk.remove(self.work)
             os.mkdir(self.work)
         if os.path.isdir(self.sources):
-            shutil.rmtree(self.sources)
+            disk.remove(self.sources)
+
+
+def _is_empty(folder: str) -> bool:
+    try:
+        return not os.listdir(folder)
+    except OSError:  # an action may take its own folder away, or the right to look into it
+        return False
 
 
 class _Run:
@@ -196,6 +205,7 @@ class _Run:
         }
         record = Record(self.action.key, tree, None, self.action.document, provenance)
         self.runner.store.publish(record)
+        log_of_failure(self.runner.logs, self.action.target.label).unlink(missing_ok=True)
         if self.action.facts.runs == "worker":
             self.runner.store.drop_scratch(self.action.key)
         fragments = self.result["fragments"]
@@ -206,7 +216,7 @@ class _Run:
 
         rule = self.runner.rule(self.action.facts)
         params = rule.params.model_validate_json(canonical_json(self.action.document["params"]))
-        given = rule.inputs.model_validate(rule_inputs(self._plain_inputs()))
+        given = rule.inputs.model_validate(rule_inputs(self._plain_inputs(), rule))
         command = rule.function(None, given, params)
         environment = {
             **self.runner.shell.variables(self.desk.work),
@@ -263,7 +273,8 @@ class _Run:
         for name, found in self.action.sources.items():
             if isinstance(found, dict):
                 table = {k: self._plain_source(v, f"{name}/{k}") for k, v in found.items()}
-                plain[name] = {"table": table}
+                is_list = "list" in self.action.target.sources[name]
+                plain[name] = {"list": [*table.values()]} if is_list else {"table": table}
             else:
                 plain[name] = self._plain_source(found, name)
         for name, variable in self.action.target.variables:
@@ -313,7 +324,7 @@ class _Run:
 
     def _failure(self, end: Exit) -> Failed:
         label = self.action.target.label
-        kept = self.runner.logs / f"{label.strip('/').replace('/', '_').replace(':', '_')}.log"
+        kept = log_of_failure(self.runner.logs, label)
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.desk.log, kept)
         problems = self.problems or (_died(label, end),)
@@ -334,15 +345,17 @@ def _devices(gpus: tuple[str, ...]) -> dict[str, str]:
 
 def _died(label: str, end: Exit) -> Problem:
     peak = f"its peak memory was {end.max_rss_bytes / 1e6:,.0f} MB"
-    if end.status >= 0:
+    # A shell says so of a program that it ran.
+    is_killed = end.status in (-signal.SIGKILL, 128 + signal.SIGKILL)
+    if end.status >= 0 and not is_killed:
         return Problem("E0701", f"`{label}` failed with exit status {end.status}")
-    name = signal.Signals(-end.status).name
-    if end.status == -signal.SIGKILL:
+    if is_killed:
         return Problem(
             "E0704",
-            f"`{label}` was killed by {name}",
+            f"`{label}` was killed by SIGKILL",
             why=f"likely by the system for want of memory; {peak}",
             fix='lower its batch_size or max_length, or declare resources = { memory = "…" } so '
             "that less runs beside it",
         )
+    name = signal.Signals(-end.status).name
     return Problem("E0704", f"`{label}` was ended by {name}", why=peak)

@@ -24,7 +24,7 @@ from ftbuild.errors import FtbuildError, Problem, RuleError
 from ftbuild.graph import RuleFacts
 from ftbuild.kinds import KINDS, Artifact
 from ftbuild.registry import load_rule
-from ftbuild.rule import Fragment, Piece, Source, SourceFile, Variable
+from ftbuild.rule import Fragment, Piece, Rule, Source, SourceFile, Variable
 from ftbuild.store.actions import Record
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
@@ -43,7 +43,7 @@ def run(document: dict[str, Any], events: IO[str]) -> int:
     try:
         rule = load_rule(Path(document["root"]), RuleFacts(**document["rule"]))
         params = rule.params.model_validate_json(json.dumps(document["params"]))
-        inputs = rule.inputs.model_validate(rule_inputs(document["inputs"]))
+        inputs = rule.inputs.model_validate(rule_inputs(document["inputs"], rule))
         rule.function(context, inputs, params)
         say(done=context.result())
         return 0
@@ -59,9 +59,13 @@ def run(document: dict[str, Any], events: IO[str]) -> int:
     return 1
 
 
-def rule_inputs(plain: dict[str, Any]) -> dict[str, Any]:
+def rule_inputs(plain: dict[str, Any], rule: Rule) -> dict[str, Any]:
     """Return the values of a rule's `Inputs` from their plain form in a document."""
-    return {field: _input(value) for field, value in plain.items()}
+    given = {name: _input(value) for name, value in plain.items()}
+    for name, field in rule.input_fields.items():
+        if field.outside == "variable" and field.shape == "one" and name in given:
+            [given[name]] = given[name]  # the document holds variables as lists
+    return given
 
 
 def _input(plain: Any) -> Any:

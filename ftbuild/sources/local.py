@@ -6,6 +6,7 @@ endings, by which rules tell formats apart; in a folder a file's path is content
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from glob import glob, has_magic
 from pathlib import Path
@@ -43,7 +44,7 @@ def find(spec: str | list[str], base: Path, part: Part | None = None) -> Found:
         FtbuildError: E0401, there is no such file, or a pattern matches none.
     """
     found = Found()
-    if isinstance(spec, str) and not has_magic(spec) and (base / spec).is_dir():
+    if isinstance(spec, str) and not _is_pattern(spec, base) and (base / spec).is_dir():
         _walk(os.path.normpath(base / spec), part, found)
         if not found.files:
             raise _absent(spec, "the folder holds no file that counts")
@@ -67,17 +68,13 @@ def endings(path: str) -> str:
 
 
 def _paths(spec: str, base: Path, found: Found) -> list[str]:
-    if has_magic(spec):
+    if _is_pattern(spec, base):
         paths = sorted(
             os.path.normpath(base / match)
             for match in glob(spec, root_dir=base, recursive=True)
             if (base / match).is_file()
         )
-        fixed = os.path.dirname(spec[: min(spec.find(c) for c in "*?[" if c in spec)])
-        top = os.path.normpath(base / fixed)
-        found.directories.update(
-            d for d, _, _ in os.walk(top)
-        ) if "**" in spec else found.directories.update({top, *(os.path.dirname(p) for p in paths)})
+        found.directories.update(_folders(spec, base))
         if not paths:
             raise _absent(spec, "the pattern matches no file")
         return paths
@@ -85,6 +82,22 @@ def _paths(spec: str, base: Path, found: Found) -> list[str]:
     if not os.path.isfile(path):
         raise _absent(spec, "a folder cannot stand in a list" if os.path.isdir(path) else None)
     return [path]
+
+
+def _is_pattern(spec: str, base: Path) -> bool:
+    """Say whether `spec` is a pattern, and not a file whose name only looks like one."""
+    return has_magic(spec) and not (base / spec).exists()
+
+
+def _folders(pattern: str, base: Path) -> Iterator[str]:
+    """Yield the folders whose listings decide what matches: also those where nothing does yet."""
+    parts = pattern.split("/")
+    first = next(number for number, part in enumerate(parts) if has_magic(part))
+    for number in range(first, len(parts)):
+        above = "/".join(parts[:number]) or ("/" if number else ".")
+        for match in glob(above, root_dir=base, recursive=True):
+            if (base / match).is_dir():
+                yield os.path.normpath(base / match)
 
 
 def _walk(top: str, part: Part | None, found: Found) -> None:

@@ -73,14 +73,13 @@ class Resolver:
         found: dict[str, Any] = {}
         for name, shape in target.sources.items():
             part = _part(facts, name)
-            if "table" in shape:
-                found[name] = {
-                    key: self.one(spec, target.package, part)
-                    for key, spec in shape["table"].items()
-                }
-            else:
-                spec = shape.get("one", shape.get("list"))
-                found[name] = self.one(spec, target.package, part)
+            if "one" in shape:
+                found[name] = self.one(shape["one"], target.package, part)
+                continue
+            several = shape["table"] if "table" in shape else _numbered(shape["list"])
+            found[name] = {
+                key: self.one(spec, target.package, part) for key, spec in several.items()
+            }
         return found
 
     def one(self, spec: Any, package: str, part: Part | None) -> Resolved:
@@ -150,7 +149,7 @@ class Resolver:
         for target in targets.values():
             for name, shape in target.sources.items():
                 specs = shape["table"].values() if "table" in shape else shape.values()
-                for spec in _flat(specs):
+                for spec in _flat(_flat(specs)):
                     if scheme(spec) and spec not in self.lock.sources and spec not in seen:
                         seen.add(spec)
                         yield spec, _part(rules[target.rule], name)
@@ -233,6 +232,11 @@ class Resolver:
             return self.statcache.digest_of(path)
         except OSError:
             return None
+
+
+def _numbered(specs: list[Any]) -> dict[str, Any]:
+    """Return a list as the table that it is in a key."""
+    return {str(place): spec for place, spec in enumerate(specs)}
 
 
 def _flat(specs: Iterable[Any]) -> Iterator[Any]:
