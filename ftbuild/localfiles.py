@@ -9,8 +9,10 @@ from typing import Any
 
 from ftbuild.declaration import Declaration
 from ftbuild.spans import Finding, KeyPath
-from ftbuild.wording import dotted, nearest, shown
+from ftbuild.wording import nearest, shown
 
+SCHEMES = ("hf", "pypi")
+"""How sources come that are no files of this machine; `sources.resolver` knows the same."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
@@ -45,27 +47,40 @@ def missing(root: Path, declaration: Declaration, sources: dict[str, Any]) -> li
     for field, one in sources.items():
         for path, spec in specs(field, one):
             if not is_local(spec):
+                findings += _unknown_scheme(declaration, path, spec)
                 continue
-            place = os.path.join(root, declaration.package, spec)
-            if os.path.exists(place) or (is_glob(spec) and _matches(place)):
-                continue
-            code, what, fix = _explained(root / declaration.package, spec, path)
-            file, keys = declaration.origin(path)
-            findings.append(Finding(code, what, file, keys, fix=fix))
+            folder = os.path.join(root, declaration.package)
+            if not _is_there(folder, spec):
+                what, fix = _explained(Path(folder), spec)
+                file, keys = declaration.origin(path)
+                findings.append(Finding("E0401", what, file, keys, fix=fix))
     return findings
 
 
-def _matches(pattern: str) -> bool:
-    return next(glob.iglob(pattern, recursive=True), None) is not None
+def _unknown_scheme(declaration: Declaration, path: KeyPath, spec: Any) -> list[Finding]:
+    found = _SCHEME.match(spec) if isinstance(spec, str) else None
+    if found is None or found[0][:-1] in SCHEMES:
+        return []
+    file, keys = declaration.origin(path)
+    known = " and ".join(f"`{name}:`" for name in SCHEMES)
+    what = f"a source cannot come by `{shown(found[0])}`"
+    return [Finding("E0404", what, file, keys, fix=f"name a file; besides, there are {known}")]
 
 
-def _explained(folder: Path, spec: str, path: KeyPath) -> tuple[str, str, str]:
+def _is_there(folder: str, spec: str) -> bool:
     if is_glob(spec):
-        return "E0402", f"no file matches `{shown(spec)}`", "`**` matches folders of any depth"
+        return next(glob.iglob(spec, root_dir=folder, recursive=True), None) is not None
+    return os.path.exists(os.path.join(folder, spec))
+
+
+def _explained(folder: Path, spec: str) -> tuple[str, str]:
+    if is_glob(spec):
+        fix = "`*` stands for a part of a name, `**` for folders of any depth"
+        return f"no file matches `{shown(spec)}`", fix
     where = (folder / spec).parent
     beside = sorted(os.listdir(where)) if where.is_dir() else []
     match = nearest(Path(spec).name, beside)
-    fix = f"`{dotted(path)}` is relative to the folder of its FTBUILD.toml"
+    fix = "a path is relative to the folder of its FTBUILD.toml"
     if match:
         fix = f"did you mean `{Path(spec).with_name(match).as_posix()}`?"
-    return "E0401", f"there is no file or folder `{shown(spec)}`", fix
+    return f"there is no file or folder `{shown(spec)}`", fix

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ftbuild_rules.data.dataset import dataset
-
 from ftbuild.kinds import Artifact, Model
 from ftbuild.testing import RecordingContext, artifact, run_rule, source
+from ftbuild_rules.data.dataset import dataset
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -52,19 +51,24 @@ def make_tokenizer(
     template: str | dict[str, str] | None = CHATML,
     *,
     merges: Sequence[tuple[str, str]] = (),
+    more_special: Sequence[str] = (),
 ) -> Any:
-    """Save the byte tokenizer with a chat template; `merges` are pairs of byte-level letters."""
+    """Save the byte tokenizer with a chat template; `merges` are pairs of byte-level letters.
+
+    `more_special` are special tokens that follow those of `SPECIAL`.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {letter: byte for byte, letter in enumerate(_letters())}
-    start = len(vocabulary) + len(SPECIAL)
+    names = [*SPECIAL, *more_special]
+    start = len(vocabulary) + len(names)
     merged = {left + right: start + number for number, (left, right) in enumerate(merges)}
-    special = {token: len(vocabulary) + number for number, token in enumerate(SPECIAL)}
+    special = {token: len(vocabulary) + number for number, token in enumerate(names)}
     backend = Tokenizer(models.BPE(vocab=vocabulary | special | merged, merges=list(merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(SPECIAL)
+    backend.add_special_tokens(names)
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", BOS)]
     )
@@ -123,6 +127,17 @@ def read_tokens(tokens: Artifact) -> list[dict[str, list[int]]]:
 
     rows: list[dict[str, list[int]]] = []
     for path in sorted((tokens.path / "data").glob("*.arrow")):
+        with pa.memory_map(str(path)) as mapped:
+            rows += pa.ipc.open_file(mapped).read_all().to_pylist()
+    return rows
+
+
+def read_dataset(dataset: Artifact) -> list[dict[str, Any]]:
+    """Return the rows of a dataset artifact."""
+    import pyarrow as pa
+
+    rows: list[dict[str, Any]] = []
+    for path in sorted((dataset.path / "data").glob("*.arrow")):
         with pa.memory_map(str(path)) as mapped:
             rows += pa.ipc.open_file(mapped).read_all().to_pylist()
     return rows

@@ -1,7 +1,7 @@
 """Resolver: a target's sources to digests, and to files that an action can read."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ class Resolved:
 
     spec: Any
     files: tuple[tuple[str, Digest, str | None, str], ...]
-    """`where` is None for a remote file, whose bytes are the blob of its digest."""
+    """`where` is None for a remote file, whose bytes are the blob of its digest and whose name
+    is the source as written."""
 
     def part(self) -> list[tuple[str, Digest]]:
         """Return what stands for it in a key."""
@@ -112,6 +113,8 @@ class Resolver:
             if pin is None:
                 raise Unlocked(spec)
             return Resolved(spec, tuple((f.path, f.sha256, None, spec) for f in pin.files))
+        if isinstance(spec, list) and any(map(scheme, spec)):
+            return self._several(spec, package, part)
         base = self.root / package
         found = local.find(spec, base, part)
         self._folders |= found.directories
@@ -120,6 +123,16 @@ class Resolver:
             name = os.path.relpath(file.path, self.root)
             files.append((file.relative, self._digest(file.path), file.path, name))
         return Resolved(spec, tuple(files))
+
+    def _several(self, specs: list[Any], package: str, part: Part | None) -> Resolved:
+        """Return a list some of whose parts are remote; each part has a folder of its own."""
+        parts = [self._one(spec, package, part) for spec in specs]
+        files = [
+            (f"{number:05d}/{relative}", digest, where, name)
+            for number, found in enumerate(parts)
+            for relative, digest, where, name in found.files
+        ]
+        return Resolved(specs, tuple(files))
 
     def _digest(self, path: str) -> Digest:
         try:
@@ -136,8 +149,8 @@ class Resolver:
         seen = set()
         for target in targets.values():
             for name, shape in target.sources.items():
-                specs = shape["table"].values() if "table" in shape else [shape.get("one")]
-                for spec in specs:
+                specs = shape["table"].values() if "table" in shape else shape.values()
+                for spec in _flat(specs):
                     if scheme(spec) and spec not in self.lock.sources and spec not in seen:
                         seen.add(spec)
                         yield spec, _part(rules[target.rule], name)
@@ -167,31 +180,32 @@ class Resolver:
         for relative, digest, where, name in source.files:
             path = os.path.join(directory, relative)
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            os.symlink(where or self._remote(source.spec, relative, digest), path)
+            os.symlink(where or self._remote(name, digest), path)
             files.append((path, relative, digest, name))
         return files
 
-    def _remote(self, spec: str, relative: str, digest: Digest) -> Path:
+    def _remote(self, spec: str, digest: Digest) -> Path:
+        """Return the blob of a remote file, fetched if need be."""
         if not self.store.has_blob(digest):
             self._needs_network(spec)
             with self._workspace() as directory:
-                self._fetch(spec, relative, directory)
+                self._fetch(spec, digest, directory)
             if not self.store.has_blob(digest):
                 raise CorruptError(
                     f"`{spec}` is not what the lock says",
-                    why=f"{relative} should have the sha256 {digest}",
+                    why=f"a file of it should have the sha256 {digest}",
                     code="E0602",
                     fix="if the change upstream is meant: `ftbuild lock --upgrade "
                     f"'{spec}'`, and `ftbuild plan` shows what that makes stale",
                 )
         return self.store.blob_path(digest)
 
-    def _fetch(self, spec: str, relative: str, directory: Path) -> None:
+    def _fetch(self, spec: str, digest: Digest, directory: Path) -> None:
         if scheme(spec) == "pypi":
             pypi.fetch(spec, directory, self._keep)
             return
         pin = self.lock.sources[spec]
-        file = next(f for f in pin.files if f.path == relative)
+        file = next(f for f in pin.files if f.sha256 == digest)
         self._keep(hub.fetch(spec, pin, file, directory))
 
     def _keep(self, path: Path) -> Digest:
@@ -219,6 +233,11 @@ class Resolver:
             return self.statcache.digest_of(path)
         except OSError:
             return None
+
+
+def _flat(specs: Iterable[Any]) -> Iterator[Any]:
+    for spec in specs:
+        yield from spec if isinstance(spec, list) else (spec,)
 
 
 def _part(facts: RuleFacts, name: str) -> Part | None:

@@ -70,12 +70,13 @@ def open_layout(root: Path) -> Layout:
     try:
         found = disk.read(f"{layout.base}/format")
     except FileNotFoundError:
-        _refuse_newer(root)
-        _create(layout)
-        return layout
+        found = b""
     except OSError as error:
         raise disk.machine_error(error, layout.base) from error
-    if found != b"%d\n" % FORMAT:
+    if not found:
+        _refuse_newer(root)
+        _create(layout)
+    elif found != b"%d\n" % FORMAT:
         raise _newer(root, found.decode("ascii", "replace").strip())
     return layout
 

@@ -7,15 +7,10 @@ token, so it ends at `tokens`. Messages, preference pairs and texts each have on
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
-
-from ftbuild_rules.data._arrow import dataset_schema, shard_name, write_index, write_rows
-from ftbuild_rules.data._read import Row, read_rows
-from ftbuild_rules.data._shards import SizedRow, cut, size_row
-from ftbuild_rules.formats import alpaca, openai, preference, sharegpt, text
-from ftbuild_rules.formats._messages import BadRow, names
 
 from ftbuild.api import (
     AttributeProblem,
@@ -30,6 +25,14 @@ from ftbuild.api import (
     canonical_json,
     rule,
 )
+from ftbuild_rules.data._arrow import dataset_schema, shard_name, write_index, write_rows
+from ftbuild_rules.data._plain_text import SampleBy
+from ftbuild_rules.data._read import Reading, files_with_rows, read_rows
+from ftbuild_rules.data._rows import Row
+from ftbuild_rules.data._shards import SizedRow, cut, size_row
+from ftbuild_rules.data._typed import typed, without_nulls
+from ftbuild_rules.formats import alpaca, openai, preference, sharegpt, text
+from ftbuild_rules.formats._messages import BadRow, names
 
 # In the order in which a format is suggested for a row: the one that says most comes first.
 FORMATS: dict[str, ModuleType] = {
@@ -47,7 +50,9 @@ class DatasetInputs(Inputs):
     """Where the rows are."""
 
     source: Source
-    """JSON Lines files, or files that hold one JSON array; several are read in their order."""
+    """Files of rows, read in their order: JSON Lines, JSON (an array, or one object), CSV, TSV,
+    Parquet, Arrow or Feather, plain text, each also as .gz, .zst, .bz2, .xz or in a tar or zip
+    archive; WebDataset shards; or a folder, also one that `save_to_disk` wrote."""
 
 
 class DatasetParams(Params):
@@ -61,6 +66,21 @@ class DatasetParams(Params):
     columns: dict[str, str] = Field(default={})
     """Other names for the format's columns: `columns = { messages = "dialog" }` reads the rows'
     `dialog` as `messages`."""
+
+    types: dict[str, Literal["integer", "number", "boolean", "json"]] = Field(default={})
+    """What the texts of a column stand for, where the file can hold texts alone, as CSV does."""
+
+    sample_by: SampleBy = "line"
+    """Whether a row of a plain text file is a line of it or all of it."""
+
+    members: str = Field(default="*", min_length=1)
+    """Which members of an archive are read, as a pattern: `"train/*.jsonl"`."""
+
+    on_error: Literal["error", "drop"] = "error"
+    """What becomes of a row that is broken or does not fit the format."""
+
+    max_dropped: int = Field(default=100, ge=0)
+    """With `on_error = "drop"`, how many rows may be dropped before it is an error after all."""
 
 
 def check(kinds: Mapping[str, tuple[str, ...]], params: DatasetParams) -> None:
@@ -79,7 +99,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: DatasetParams) -> None:
             )
 
 
-@rule(version=1, output=Dataset, pins=("pyarrow",), preload=("pyarrow", "xxhash"), check=check)
+@rule(version=2, output=Dataset, pins=("pyarrow",), preload=("pyarrow", "xxhash"), check=check)
 def dataset(ctx: Context, inputs: DatasetInputs, params: DatasetParams) -> None:
     """Read rows into their normal form, cut into shards by content."""
     form = FORMATS[params.format].FORM
@@ -113,53 +133,110 @@ def _name_shards(out: Path, counts: list[int]) -> list[list[Any]]:
     return shards
 
 
+@dataclass(frozen=True)
+class _Unreadable:
+    """The rest of a file, which no `on_error` passes over: nobody knows how much it is."""
+
+    error: RuleError
+
+
 def _rows(ctx: Context, source: Source, params: DatasetParams) -> Iterator[SizedRow]:
     """Yield the rows of all files.
 
     Raises:
         RuleError: rows are bad; it names the first five.
     """
-    problems: list[RuleError] = []
-    number = 0
-    for file in source.files:
-        for row in read_rows(file):
-            item = _normal_row(row, file.name, params) if isinstance(row, Row) else row
-            if isinstance(item, RuleError):
-                problems.append(item)
-                if len(problems) == _MAX_PROBLEMS:
-                    raise _joined(problems)
-            else:
-                yield item
-            number += 1
-            if number % _PROGRESS_ROWS == 0:
-                ctx.progress(number)
-    if problems:
-        raise _joined(problems)
+    found = _Problems(params)
+    for number, item in enumerate(_items(ctx, source, params), 1):
+        if isinstance(item, SizedRow):
+            yield item
+        else:
+            found.add(item)
+        if number % _PROGRESS_ROWS == 0:
+            ctx.progress(number)
+    found.end(ctx)
 
 
-def _joined(errors: list[RuleError]) -> RuleError:
-    first = errors[0]
-    first.problems = tuple(problem for error in errors for problem in error.problems)
-    return first
+def _items(
+    ctx: Context, source: Source, params: DatasetParams
+) -> Iterator[SizedRow | RuleError | _Unreadable]:
+    files, others = files_with_rows(source)
+    for other in others:
+        ctx.log(f"{other.name} holds no rows and is not read")
+    reading = Reading(params.sample_by, params.members)
+    for file in files:
+        try:
+            for row in read_rows(file, reading):
+                yield _normal_row(row, params) if isinstance(row, Row) else row
+        except RuleError as error:
+            yield _Unreadable(error)
 
 
-def _normal_row(row: Row, name: str, params: DatasetParams) -> SizedRow | RuleError:
+class _Problems:
+    """What is wrong with the rows, and whether that is too much."""
+
+    def __init__(self, params: DatasetParams) -> None:
+        self._drops = params.on_error == "drop"
+        self._max_dropped = params.max_dropped
+        self._first: list[RuleError] = []
+        self._dropped = 0
+
+    def add(self, found: RuleError | _Unreadable) -> None:
+        """Count a bad row.
+
+        Raises:
+            RuleError: there are too many of them, or rows that are not even known.
+        """
+        if self._drops and isinstance(found, _Unreadable):
+            raise found.error
+        self._dropped += 1
+        if len(self._first) < _MAX_PROBLEMS:
+            self._first.append(found.error if isinstance(found, _Unreadable) else found)
+        if self._dropped > (self._max_dropped if self._drops else _MAX_PROBLEMS - 1):
+            self._fail()
+
+    def end(self, ctx: Context) -> None:
+        """Report what was dropped.
+
+        Raises:
+            RuleError: rows are bad, and are not to be dropped.
+        """
+        if self._first and not self._drops:
+            self._fail()
+        if self._first:
+            what = self._first[0].problems[0]
+            rows = "1 row was" if self._dropped == 1 else f"{self._dropped:,} rows were"
+            ctx.warn(f"{rows} dropped; the first: {what.where}: {what.what}")
+            ctx.facts(dropped=self._dropped)
+
+    def _fail(self) -> None:
+        first = self._first[0]
+        problems = [problem for error in self._first for problem in error.problems]
+        if self._drops:
+            what = f"more than {self._max_dropped:,} rows are bad; the first of them:"
+            fix = "mend the source, or raise `max_dropped`"
+            problems[:0] = RuleError(what, code="E0846", fix=fix).problems
+        first.problems = tuple(problems)
+        raise first
+
+
+def _normal_row(row: Row, params: DatasetParams) -> SizedRow | RuleError:
     try:
-        return size_row(_columns(row.value, params))
+        return size_row(_columns(typed(row.value, params.types), params))
     except BadRow as error:
-        return RuleError(str(error), code=error.code, where=Place(name, row.line), fix=error.fix)
+        return RuleError(str(error), code=error.code, where=row.place, fix=error.fix)
     except UnicodeError:
         return RuleError(
             "a text holds half of a surrogate pair (`\\ud800` to `\\udfff`), which is no character",
             code="E0816",
-            where=Place(name, row.line),
+            where=row.place,
             fix="write the whole pair, or the character itself in UTF-8",
         )
     except RecursionError:
         return RuleError(
             "a row is nested too deeply",
             code="E0807",
-            where=Place(name, row.line),
+            where=row.place,
             fix="flatten its columns",
         )
 
@@ -173,7 +250,7 @@ def _columns(row: dict[str, Any], params: DatasetParams) -> dict[str, Any]:
             raise _missing(row, column, sources[column], params.format)
     given = {column: row[name] for column, name in sources.items() if name in row}
     used = set(sources.values())
-    metadata = {key: value for key, value in row.items() if key not in used}
+    metadata = without_nulls({key: value for key, value in row.items() if key not in used})
     normal: dict[str, Any] = module.normalise(given)
     return {**normal, "metadata": canonical_json(metadata).decode()}
 

@@ -12,9 +12,8 @@ with the assistant (a greeting) and must end with it, or there is nothing to lea
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ftbuild_rules.data._json import RefusedError, decoder
-
 from ftbuild.api import canonical_json
+from ftbuild_rules.data._json import RefusedError, decoder
 
 ROLES = {
     "system": "system",
@@ -56,6 +55,8 @@ def conversation(value: Any, column: str) -> list[Message]:
     Raises:
         BadRow: the column is no list of messages.
     """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = parse_json(value, f"`{column}`")
     if not isinstance(value, list) or not value:
         found = "an empty list" if value == [] else kind(value)
         raise BadRow(
@@ -230,6 +231,8 @@ def tool_calls(value: Any, where: str) -> str:
     Raises:
         BadRow: a call has no name, or its arguments are no object.
     """
+    if isinstance(value, str):
+        value = parse_json(value, f"`tool_calls` of {where}")
     if not isinstance(value, list) or not value:
         raise BadRow("E0811", f"`tool_calls` of {where} should be a list", "write a list of calls")
     calls = []

@@ -29,6 +29,7 @@ def weight_files(files: Mapping[str, Path]) -> tuple[str, ...]:
         raise RuleError(
             f"the model has no `{SINGLE_NAME}`",
             code="E0924",
+            why="other weights, such as pickled ones (`.bin`, `.pt`), are not read",
             fix="save it with Transformers' `save_pretrained`",
         )
     try:

@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
-from ftbuild_rules.data import _read
-from ftbuild_rules.data.dataset import dataset
 
 from ftbuild.errors import RuleError
 from ftbuild.testing import context, run_rule, source
+from ftbuild_rules.data import _rows
+from ftbuild_rules.data.dataset import dataset
 
 CORPUS = re.findall(
     r"^=== (.+?) \((\w+)\)\n(.*?)^---\n(.*?)\n(?=\n===|\Z)",
@@ -122,7 +122,7 @@ def test_bad_bytes_are_refused_with_place_and_remedy(
 def test_row_without_end_is_refused_before_it_fills_the_memory(
     opening: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_read, "MAX_ROW_BYTES", 2 << 20)
+    monkeypatch.setattr(_rows, "MAX_ROW_BYTES", 2 << 20)
     content = opening + b'{"text": "' + b"a" * (5 << 20) + b'"}'
     assert message_of(tmp_path, content, "text") == (
         "error[E0807]: a row is longer than 2 MiB\n"
@@ -132,10 +132,11 @@ def test_row_without_end_is_refused_before_it_fills_the_memory(
 
 
 def test_file_of_another_type_is_refused(tmp_path: Path) -> None:
-    assert message_of(tmp_path, b"text\na\n", "text", "rows.csv") == (
-        "error[E0801]: a dataset cannot be read from `rows.csv`\n"
-        "  --> rows.csv\n"
-        "  why: its name ends in none of .jsonl, .ndjson, .json\n"
+    assert message_of(tmp_path, b"text\na\n", "text", "rows.xls") == (
+        "error[E0801]: a dataset cannot be read from `rows.xls`\n"
+        "  --> rows.xls\n"
+        "  why: its name ends in none of .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .feather, "
+        ".ipc, .json, .txt, .text, .md, .tar, .zip (or these with .gz, .zst, .bz2, .xz)\n"
         '  fix: give it as JSON Lines; of a folder name the files: `source = "data/*.jsonl"`'
     )
 

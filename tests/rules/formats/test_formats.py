@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+
 from ftbuild_rules.formats import alpaca, openai, preference, sharegpt, text
 
 USER = {"role": "user", "content": "How warm is it in Oslo?"}
