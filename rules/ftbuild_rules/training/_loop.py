@@ -77,7 +77,16 @@ def prepare(
     return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None)
 
 
-def make_deterministic(params: TrainingParams) -> None:
+class Fixed(Protocol):
+    """The attributes that numbers hang on."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+
+
+def make_deterministic(params: Fixed) -> None:
     """Fix all that may change numbers besides the library versions."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     import torch

@@ -46,8 +46,11 @@ class TokenRows:
         """How many rows there are."""
         return int(self.table.num_rows)
 
-    def dataset(self, *, with_row: bool) -> Any:
-        """Return the rows as a `datasets.Dataset`, with their numbers as `row` if wanted."""
+    def dataset(self, *, with_row: bool, **columns: Any) -> Any:
+        """Return the rows as a `datasets.Dataset`, with their numbers as `row` if wanted.
+
+        `columns` are further ones.
+        """
         import pyarrow as pa
         from datasets import Dataset
         from datasets.table import InMemoryTable
@@ -55,7 +58,15 @@ class TokenRows:
         table = self.table
         if with_row:
             table = table.append_column("row", pa.array(range(self.num_rows), pa.int64()))
+        for name, values in columns.items():
+            table = table.append_column(name, values)
         return Dataset(InMemoryTable(table))
+
+
+def pair_or_single(tokens: Tokens) -> Form:
+    """Return the form to ask for where pairs and single completions both will do."""
+    form = json.loads((tokens.path / "tokens.json").read_bytes())["form"]
+    return "preference" if form == "preference" else "unpaired"
 
 
 def read_tokens(tokens: Tokens, form: Form, *, rule: str) -> TokenRows:
