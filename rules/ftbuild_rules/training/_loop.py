@@ -59,9 +59,15 @@ class Run:
 
 
 def prepare(
-    ctx: Context, inputs: MethodInputs, params: TrainingParams, *, form: Form, rule: str
+    ctx: Context,
+    inputs: MethodInputs,
+    params: TrainingParams,
+    *,
+    form: Form,
+    rule: str,
+    settings: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Check all that can be checked before a model is loaded.
+    """Check all that can be checked before a model is loaded; `settings` change its config.
 
     Raises:
         RuleError: E0901 to E0907: tokens, model and adapter do not belong together.
@@ -71,7 +77,7 @@ def prepare(
     given = [tokens for tokens in (inputs.data, inputs.eval_data) if tokens is not None]
     rows = [read_tokens(tokens, form, rule=rule) for tokens in given]
     for each in rows:
-        require_fit(each, inputs.model)
+        require_fit(each, inputs.model, settings=settings)
         if not params.other_template:
             require_template(each, inputs.model)
     return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None)
