@@ -178,6 +178,10 @@ def warnings_of_libraries() -> list[Any]:
     """Return marks that let pass what Transformers, PEFT and torch warn of their own code."""
     import pytest
 
-    # The first is of PEFT's own use of Transformers, the second of torch's own of itself.
-    known = ("`is_gradient_checkpointing` is deprecated", "`torch.jit")
+    # Of PEFT's use of Transformers, of torch's of itself, and of PEFT's patterns for experts.
+    known = (
+        "`is_gradient_checkpointing` is deprecated",
+        "`torch.jit",
+        "The following (rank|alpha)_pattern keys did not match",
+    )
     return [pytest.mark.filterwarnings(f"ignore:.*{text}") for text in known]
