@@ -142,6 +142,23 @@ def step_rows(count: int = 12, *, seed: int = 2) -> list[dict[str, list[int]]]:
     return rows
 
 
+def packed_rows(
+    documents: Sequence[Mapping[str, Sequence[int]]], *, in_one: int = 3
+) -> list[dict[str, list[int]]]:
+    """Return the rows, several in one, with the first label of each masked as packing does."""
+    rows = []
+    for first in range(0, len(documents), in_one):
+        some = documents[first : first + in_one]
+        rows.append(
+            {
+                "input_ids": [i for document in some for i in document["input_ids"]],
+                "labels": [i for document in some for i in (-100, *document["labels"][1:])],
+                "seq_lengths": [len(document["input_ids"]) for document in some],
+            }
+        )
+    return rows
+
+
 def preference_rows(count: int = 8, *, seed: int = 1) -> list[dict[str, list[int]]]:
     """Return rows of a random prompt and two completions of different length."""
     import random
@@ -161,6 +178,10 @@ def warnings_of_libraries() -> list[Any]:
     """Return marks that let pass what Transformers, PEFT and torch warn of their own code."""
     import pytest
 
-    # The first is of PEFT's own use of Transformers, the second of torch's own of itself.
-    known = ("`is_gradient_checkpointing` is deprecated", "`torch.jit")
+    # Of PEFT's use of Transformers, of torch's of itself, and of PEFT's patterns for experts.
+    known = (
+        "`is_gradient_checkpointing` is deprecated",
+        "`torch.jit",
+        "The following (rank|alpha)_pattern keys did not match",
+    )
     return [pytest.mark.filterwarnings(f"ignore:.*{text}") for text in known]

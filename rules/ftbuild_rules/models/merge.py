@@ -172,7 +172,8 @@ def _check_logits(
         RuleError: E0932: further than rounding explains.
     """
     found = compare_logits(inputs.model, inputs.adapter, ctx.out)
-    bound = logit_bound({spec.dtype for spec in specs}, int(config["num_hidden_layers"]))
+    layers = next(config[name] for name in ("num_hidden_layers", "n_layer") if name in config)
+    bound = logit_bound({spec.dtype for spec in specs}, int(layers))
     if not found.error <= bound:
         raise RuleError(
             f"the merged model's logits differ from the unmerged one's by {found.error:.2g} of "

@@ -2,28 +2,79 @@
 
 from typing import Any
 
+from ftbuild.api import File, Tokens
 from ftbuild_rules.training import _loop
+from ftbuild_rules.training._reference import Reference, ReferencedInputs, read_reference
 
 
-def train_pairs(run: _loop.Run, *, zero_is_wrong: bool, **settings: Any) -> None:
+def train_pairs(
+    run: _loop.Run, inputs: ReferencedInputs, *, zero_is_wrong: bool, **settings: Any
+) -> None:
     """Train on preference pairs with the losses that `settings` of `DPOConfig` name.
 
     The reference is what the policy is before the first step. Dropout is off in both, as in TRL.
     """
+    ld_alpha = settings.get("ld_alpha")
+    given = {"train_dataset": _rows(run, inputs, ld_alpha)}
+    if run.eval_data is not None:
+        given["eval_dataset"] = _eval_rows(run, inputs, ld_alpha)
     from trl import DPOConfig, DPOTrainer
 
     class Pretokenized(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
 
+        def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
     trainer = _loop.watched(Pretokenized, run, zero_is_wrong=zero_is_wrong)(
         model=_loop.load_policy(run),
-        ref_model=second_copy(run),
-        args=DPOConfig(**_loop.trl_arguments(run), **settings),
-        **_loop.trl_inputs(run),
+        ref_model=None if inputs.reference is not None else second_copy(run),
+        args=DPOConfig(
+            **_loop.trl_arguments(run),
+            precompute_ref_log_probs=inputs.reference is not None,
+            **settings,
+        ),
+        **{**_loop.trl_inputs(run), **given},
     )
     _loop.train(run, trainer)
     _loop.save(run, trainer.model)
+
+
+def _rows(run: _loop.Run, inputs: ReferencedInputs, ld_alpha: float | None) -> Any:
+    logps = _logps(run, inputs.data, inputs.reference, ld_alpha)
+    return run.data.dataset(with_row=True, **logps)
+
+
+def _eval_rows(run: _loop.Run, inputs: ReferencedInputs, ld_alpha: float | None) -> Any:
+    assert inputs.eval_data is not None
+    assert run.eval_data is not None
+    logps = _logps(run, inputs.eval_data, inputs.eval_reference, ld_alpha)
+    return run.eval_data.dataset(with_row=False, **logps)
+
+
+def _logps(
+    run: _loop.Run, tokens: Tokens, given: File | None, ld_alpha: float | None
+) -> dict[str, Any]:
+    """Return the columns of the reference's log-probabilities that TRL reads; none if not given.
+
+    Raises:
+        RuleError: E0909: they are of other tokens, another model or another adapter.
+    """
+    if given is None:
+        return {}
+    import pyarrow.compute as pc
+
+    start = (run.inputs.model, run.inputs.adapter, tokens)
+    table = read_reference(given, Reference.of(start, dtype=run.params.dtype))
+    columns = {}
+    for side in ("chosen", "rejected"):
+        whole = table.column(f"{side}_logps")
+        if ld_alpha is not None:
+            shared = table.column(f"{side}_shared_logps")
+            whole = pc.add(shared, pc.multiply(pc.subtract(whole, shared), ld_alpha))
+        columns[f"ref_{side}_logps"] = whole.cast("float32")
+    return columns
 
 
 def second_copy(run: _loop.Run) -> Any:

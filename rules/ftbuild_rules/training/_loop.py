@@ -15,6 +15,12 @@ from typing import Any, Protocol
 from ftbuild.api import Adapter, Context, Model, Place, RewardModel, RuleError, Tokens
 from ftbuild_rules.models._files import TEMPLATE_NAME
 from ftbuild_rules.training._checkpoints import Checkpoints
+from ftbuild_rules.training._evaluation import (
+    best_of,
+    evaluated_in,
+    evaluations,
+    restore_weights,
+)
 from ftbuild_rules.training._lora import lora_config, require_base, save_adapter
 from ftbuild_rules.training._model import save_model
 from ftbuild_rules.training._settings import TrainingParams
@@ -59,9 +65,15 @@ class Run:
 
 
 def prepare(
-    ctx: Context, inputs: MethodInputs, params: TrainingParams, *, form: Form, rule: str
+    ctx: Context,
+    inputs: MethodInputs,
+    params: TrainingParams,
+    *,
+    form: Form,
+    rule: str,
+    settings: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Check all that can be checked before a model is loaded.
+    """Check all that can be checked before a model is loaded; `settings` change its config.
 
     Raises:
         RuleError: E0901 to E0907: tokens, model and adapter do not belong together.
@@ -71,13 +83,22 @@ def prepare(
     given = [tokens for tokens in (inputs.data, inputs.eval_data) if tokens is not None]
     rows = [read_tokens(tokens, form, rule=rule) for tokens in given]
     for each in rows:
-        require_fit(each, inputs.model)
+        require_fit(each, inputs.model, settings=settings)
         if not params.other_template:
             require_template(each, inputs.model)
     return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None)
 
 
-def make_deterministic(params: TrainingParams) -> None:
+class Fixed(Protocol):
+    """The attributes that numbers hang on."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+
+
+def make_deterministic(params: Fixed) -> None:
     """Fix all that may change numbers besides the library versions."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     import torch
@@ -137,6 +158,7 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "gradient_accumulation_steps": params.gradient_accumulation,
         "learning_rate": params.learning_rate,
         "lr_scheduler_type": params.schedule,
+        "lr_scheduler_kwargs": dict(params.schedule_settings),
         "warmup_steps": params.warmup,
         "weight_decay": params.weight_decay,
         "max_grad_norm": params.max_grad_norm,
@@ -147,7 +169,7 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "seed": params.seed,
         "data_seed": params.seed,
         "use_cpu": not torch.cuda.is_available(),
-        "eval_strategy": "no" if run.eval_data is None else "epoch",
+        "eval_strategy": "no",  # when to evaluate is a callback's business too
         "save_strategy": "no",  # when to save is the callback's business
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would hide them behind the average
@@ -226,10 +248,14 @@ def train(run: Run, trainer: Any) -> None:
     trainer.data_collator = _with_rows(trainer.data_collator)
     checkpoints = Checkpoints.of(run.ctx.scratch)
     trainer.add_callback(_reporter(run, trainer, checkpoints))
+    if run.eval_data is not None:
+        trainer.add_callback(evaluations(run.params, run.ctx.scratch))
     resume = checkpoints.newest()
     if resume is not None:
         run.ctx.log(f"resuming from {resume.name}")
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    if run.params.keep == "best":
+        restore_weights(trainer.model, run.ctx.scratch)
     _record(run, trainer)
 
 
@@ -271,10 +297,7 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints) -> Any:
             self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
         ) -> None:
             if "loss" not in logs:
-                if "eval_loss" in logs:
-                    run.ctx.progress(
-                        state.global_step, state.max_steps, eval_loss=logs["eval_loss"]
-                    )
+                _tell_evaluation(run, state, logs)
                 return
             norm = logs.get("grad_norm", 0.0)
             if not math.isfinite(norm):
@@ -295,10 +318,31 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints) -> Any:
     return Reporter()
 
 
+def _tell_evaluation(run: Run, state: Any, logs: dict[str, float]) -> None:
+    """Tell the context of the loss on `eval_data`, if that is what was logged.
+
+    Raises:
+        RuleError: E0910: it is NaN or infinite.
+    """
+    loss = logs.get("eval_loss")
+    if loss is None:
+        return
+    if not math.isfinite(loss):
+        assert run.eval_data is not None
+        raise RuleError(
+            f"the loss on `{run.eval_data.label}` is {loss} after step {state.global_step}; "
+            "training stopped, nothing was kept",
+            code="E0910",
+            where=Place(path=run.eval_data.label),
+            fix="lower `learning_rate`",
+        )
+    run.ctx.progress(state.global_step, state.max_steps, eval_loss=loss)
+
+
 def _record(run: Run, trainer: Any) -> None:
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
-    evaluated = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    evaluated = evaluated_in(trainer.state)
     facts: dict[str, Any] = {
         "rows": run.data.num_rows,
         "steps": trainer.state.global_step,
@@ -306,7 +350,10 @@ def _record(run: Run, trainer: Any) -> None:
         "last_loss": losses[-1],
     }
     if evaluated:
-        facts["eval_loss"] = evaluated[-1]
+        best = best_of(evaluated)
+        facts["eval_loss"] = evaluated[-1].loss
+        if run.params.keep == "best":
+            facts |= {"eval_loss": best.loss, "best_step": best.step}
     run.ctx.facts(**facts)
 
 

@@ -85,3 +85,13 @@ def pad_id(run: _loop.Run) -> int:
     tokenizer = AutoTokenizer.from_pretrained(run.inputs.model.path, local_files_only=True)
     found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     return int(found)
+
+
+def next_token_logps(logits: Any, ids: Any) -> Any:
+    """Return log p of each token but the first, given all before it, in nats."""
+    import torch
+
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none"
+    )
+    return -losses

@@ -29,7 +29,7 @@ class TrainingInputs(Inputs):
     data: Tokens
     """What to train on."""
     eval_data: Tokens | None = None
-    """What to measure the loss on after each epoch."""
+    """What to measure the loss on while training."""
 
 
 class TrainingParams(Params):
@@ -46,17 +46,44 @@ class TrainingParams(Params):
     learning_rate: float = Field(2e-5, gt=0)
     """Peak learning rate."""
     schedule: Literal[
-        "linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"
+        "linear",
+        "cosine",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+        "polynomial",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "warmup_stable_decay",
     ] = "linear"
     """How the learning rate falls after the warm-up."""
+    schedule_settings: dict[str, int | float] = Field(default_factory=dict)
+    """What shapes the schedule, as Transformers names it: `num_cycles` of `cosine` and
+    `cosine_with_restarts`, `min_lr_rate` of `cosine_with_min_lr`, `num_decay_steps` and
+    `min_lr_ratio` of `warmup_stable_decay`, `lr_end` and `power` of `polynomial`, `timescale` of
+    `inverse_sqrt`."""
     warmup: float = Field(0.0, ge=0)
     """Steps of warm-up; below 1, as a share of all steps."""
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay of the optimizer."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this norm."""
-    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch_fused"
-    """As Transformers names it."""
+    optimizer: Literal[
+        "adamw_torch",
+        "adamw_torch_fused",
+        "adamw_8bit",
+        "paged_adamw_8bit",
+        "paged_adamw_32bit",
+        "adafactor",
+        "ademamix",
+        "lion_32bit",
+        "lion_8bit",
+        "adagrad",
+        "rmsprop",
+        "sgd",
+    ] = "adamw_torch_fused"
+    """As Transformers names it. Those of 8 bits hold their state in an eighth of the memory, the
+    paged ones outside the GPU when it is full."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type to compute in. What is trained is kept in float32; with `bfloat16` the frozen
     weights are held in bfloat16 and the rest is mixed precision."""
@@ -75,6 +102,30 @@ class TrainingParams(Params):
     `resources = { cpus = N }` as well."""
     lora: Lora | None = None
     """Train a new adapter with these settings."""
+    evaluate_every: int | None = Field(None, ge=1)
+    """Measure the loss on `eval_data` every so many steps and at the end; each epoch if not
+    given."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights are the result: the last, or those with the lowest loss on `eval_data`."""
+    early_stopping: int | None = Field(None, ge=1)
+    """Stop after so many evaluations in a row without a lower loss."""
+
+
+SCHEDULE_SETTINGS: dict[str, tuple[str, ...]] = {
+    "cosine": ("num_cycles",),
+    "cosine_with_restarts": ("num_cycles",),
+    "cosine_with_min_lr": ("min_lr", "min_lr_rate", "num_cycles"),
+    "warmup_stable_decay": ("min_lr_ratio", "num_cycles", "num_decay_steps", "num_stable_steps"),
+    "polynomial": ("lr_end", "power"),
+    "inverse_sqrt": ("timescale",),
+}
+"""The settings of each schedule that has some."""
+NEEDED_SETTINGS = {
+    "cosine_with_restarts": ("num_cycles",),
+    "cosine_with_min_lr": ("min_lr_rate", "min_lr"),
+    "warmup_stable_decay": ("num_decay_steps",),
+}
+"""Of which one must be given, or the schedule is another or none."""
 
 
 def output_kind(kinds: Mapping[str, tuple[str, ...]], params: Any) -> type[Artifact]:
@@ -95,8 +146,31 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: Any) -> None:
         raise AttributeProblem(
             "max_steps", "`epochs` and `max_steps` exclude each other", "remove one of the two"
         )
+    _check_schedule(params)
+    for name in ("evaluate_every", "keep", "early_stopping"):
+        if name in params.model_dump(exclude_defaults=True) and "eval_data" not in kinds:
+            raise AttributeProblem(
+                name, f"`{name}` needs `eval_data` to measure on", "name tokens as `eval_data`"
+            )
     if params.lora is not None:
         _check_lora(params.lora)
+
+
+def _check_schedule(params: Any) -> None:
+    own = SCHEDULE_SETTINGS.get(params.schedule, ())
+    for name in params.schedule_settings:
+        if name not in own:
+            has = f"it has {', '.join(f'`{each}`' for each in own)}" if own else "it has none"
+            raise AttributeProblem(
+                "schedule_settings", f"the schedule `{params.schedule}` has no `{name}`", has
+            )
+    needed = NEEDED_SETTINGS.get(params.schedule, ())
+    if needed and not set(needed) & set(params.schedule_settings):
+        raise AttributeProblem(
+            "schedule",
+            f"the schedule `{params.schedule}` needs `{needed[0]}`",
+            f"set `schedule_settings = {{ {needed[0]} = … }}`",
+        )
 
 
 def _check_lora(lora: Lora) -> None:

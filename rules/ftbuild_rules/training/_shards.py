@@ -1,6 +1,7 @@
 """Tokens as training reads them: memory-mapped, in row order, checked before a model is loaded.
 
 One row of SFT tokens: {"input_ids": [1, 9, 4, 2], "labels": [-100, -100, 4, 2]}.
+A packed row has {"seq_lengths": [2, 2]} besides: where each of its documents ends.
 One row of preference tokens: {"prompt_ids": [1, 9], "chosen_ids": [4, 2], "rejected_ids": [5, 2]}.
 One row of unpaired tokens: {"prompt_ids": [1, 9], "completion_ids": [4, 2], "label": True}.
 One row of stepwise tokens, labelled 1 or 0 where a right or wrong step ends:
@@ -10,7 +11,7 @@ One row of stepwise tokens, labelled 1 or 0 where a right or wrong step ends:
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,8 +47,16 @@ class TokenRows:
         """How many rows there are."""
         return int(self.table.num_rows)
 
-    def dataset(self, *, with_row: bool) -> Any:
-        """Return the rows as a `datasets.Dataset`, with their numbers as `row` if wanted."""
+    @property
+    def is_packed(self) -> bool:
+        """Say whether a row holds several documents that must not see each other."""
+        return "seq_lengths" in self.table.column_names
+
+    def dataset(self, *, with_row: bool, **columns: Any) -> Any:
+        """Return the rows as a `datasets.Dataset`, with their numbers as `row` if wanted.
+
+        `columns` are further ones.
+        """
         import pyarrow as pa
         from datasets import Dataset
         from datasets.table import InMemoryTable
@@ -55,7 +64,15 @@ class TokenRows:
         table = self.table
         if with_row:
             table = table.append_column("row", pa.array(range(self.num_rows), pa.int64()))
+        for name, values in columns.items():
+            table = table.append_column(name, values)
         return Dataset(InMemoryTable(table))
+
+
+def pair_or_single(tokens: Tokens) -> Form:
+    """Return the form to ask for where pairs and single completions both will do."""
+    form = json.loads((tokens.path / "tokens.json").read_bytes())["form"]
+    return "preference" if form == "preference" else "unpaired"
 
 
 def read_tokens(tokens: Tokens, form: Form, *, rule: str) -> TokenRows:
@@ -74,7 +91,8 @@ def read_tokens(tokens: Tokens, form: Form, *, rule: str) -> TokenRows:
     tables = [pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files]
     table = pa.concat_tables(tables)
     missing = [name for name in COLUMNS[form] if name not in table.column_names]
-    if about["form"] != form or missing or "seq_lengths" in table.column_names:
+    packed = ["seq_lengths"] if "seq_lengths" in table.column_names else []
+    if about["form"] != form or missing or (packed and form != "sft"):
         wanted = _SOURCES.get(form, form)
         raise RuleError(
             f"`{rule}` needs tokens of the form `{form}`; `{label}` has the form `{about['form']}`",
@@ -89,18 +107,20 @@ def read_tokens(tokens: Tokens, form: Form, *, rule: str) -> TokenRows:
         )
     template = tokens.path / TEMPLATE_NAME
     text = template.read_text(encoding="utf-8") if template.exists() else None
-    return TokenRows(label, form, table.select(COLUMNS[form]), text)
+    return TokenRows(label, form, table.select([*COLUMNS[form], *packed]), text)
 
 
-def require_fit(rows: TokenRows, model: Model) -> None:
-    """Refuse rows that `model` cannot be trained on.
+def require_fit(
+    rows: TokenRows, model: Model, *, settings: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse rows that `model` cannot be trained on; `settings` are laid over its config.
 
     Raises:
         RuleError: E0903: a row is longer than the model's context; E0904: an id is not in its
             vocabulary; E0905: a row has nothing to train on.
     """
     config = json.loads((model.path / "config.json").read_bytes())
-    config = {**config, **config.get("text_config", {})}
+    config = {**config, **config.get("text_config", {}), **(settings or {})}
     for lengths, first in _row_lengths(rows):
         context = config.get("max_position_embeddings")
         if context is not None and (too_long := (lengths > context).nonzero()[0]).size:
@@ -114,6 +134,8 @@ def require_fit(rows: TokenRows, model: Model) -> None:
                 fix=f"set `max_length = {context}` on `{rows.label}`",
             )
     _require_ids(rows, int(config["vocab_size"]))
+    if rows.is_packed:
+        _require_lengths(rows)
     _require_trainable(rows)
 
 
@@ -206,6 +228,26 @@ def _require_ids(rows: TokenRows, vocab_size: int) -> None:
                     code="E0904",
                     fix="tokenize with the model that is trained: `model` on the tokens target",
                 )
+
+
+def _require_lengths(rows: TokenRows) -> None:
+    """Refuse packed rows whose documents do not fill them: a border would be missed."""
+    import numpy as np
+
+    columns = zip(_chunks(rows, "seq_lengths"), _chunks(rows, "input_ids"), strict=True)
+    for (lengths, bounds, first), (_, ends, _) in columns:
+        sums = np.concatenate([[0], np.cumsum(lengths)])
+        filled = sums[bounds[1:]] - sums[bounds[:-1]]
+        if (wrong := (filled != np.diff(ends)).nonzero()[0]).size:
+            row = int(wrong[0])
+            raise _row_error(
+                rows,
+                first + row,
+                f"the `seq_lengths` of row {first + row} of `{rows.label}` add up to "
+                f"{int(filled[row])}; the row has {int(np.diff(ends)[row])} tokens",
+                code="E0904",
+                fix="make the tokens again",
+            )
 
 
 def _require_step_labels(rows: TokenRows) -> None:

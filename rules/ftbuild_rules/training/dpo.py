@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from typing import Literal
 
 from ftbuild.api import AttributeProblem, Context, Field, rule
-from ftbuild_rules.training import _loop, _settings
+from ftbuild_rules.training import _loop, _reference
 from ftbuild_rules.training._dpo import train_pairs
+from ftbuild_rules.training._reference import ReferencedInputs
 from ftbuild_rules.training._settings import (
     PINS,
     PRELOAD,
-    TrainingInputs,
     TrainingParams,
     output_kind,
 )
@@ -45,7 +45,7 @@ SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")
 """The losses in which `label_smoothing` stands."""
 
 
-class DpoInputs(TrainingInputs):
+class DpoInputs(ReferencedInputs):
     """A model and rows of the form `preference`."""
 
 
@@ -81,7 +81,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: DpoParams) -> None:
     Raises:
         AttributeProblem: there are such.
     """
-    _settings.check(kinds, params)
+    _reference.check(kinds, params)
     losses = params.losses
     if not losses or len(set(losses)) < len(losses):
         said = "names a loss twice" if losses else "names no loss"
@@ -138,6 +138,7 @@ def dpo(ctx: Context, inputs: DpoInputs, params: DpoParams) -> None:
     _loop.make_deterministic(params)
     train_pairs(
         run,
+        inputs,
         zero_is_wrong="hinge" not in params.losses,  # which is 0 where the margin is wide enough
         beta=params.beta,
         loss_type=list(params.losses),

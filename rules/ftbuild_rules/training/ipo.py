@@ -13,17 +13,16 @@ The reference is what the policy was before the first step, as in `dpo`.
 from ftbuild.api import Context, Field, rule
 from ftbuild_rules.training import _loop
 from ftbuild_rules.training._dpo import train_pairs
+from ftbuild_rules.training._reference import ReferencedInputs, check
 from ftbuild_rules.training._settings import (
     PINS,
     PRELOAD,
-    TrainingInputs,
     TrainingParams,
-    check,
     output_kind,
 )
 
 
-class IpoInputs(TrainingInputs):
+class IpoInputs(ReferencedInputs):
     """A model and rows of the form `preference`."""
 
 
@@ -46,4 +45,4 @@ def ipo(ctx: Context, inputs: IpoInputs, params: IpoParams) -> None:
     """
     run = _loop.prepare(ctx, inputs, params, form="preference", rule="ipo")
     _loop.make_deterministic(params)
-    train_pairs(run, zero_is_wrong=True, beta=params.beta, loss_type=["ipo"])
+    train_pairs(run, inputs, zero_is_wrong=True, beta=params.beta, loss_type=["ipo"])

@@ -11,25 +11,29 @@ z. Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7 and 8.
 The reference is what the policy was before the first step, as in `dpo`.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ftbuild.api import AttributeProblem, Context, Field, RuleError, Tokens, rule
-from ftbuild_rules.training import _loop, _settings
+from ftbuild.api import AttributeProblem, Context, Field, File, RuleError, Tokens, rule
+from ftbuild_rules.training import _loop, _reference
 from ftbuild_rules.training._dpo import second_copy
+from ftbuild_rules.training._reference import (
+    Reference,
+    ReferencedInputs,
+    read_kl,
+    read_reference,
+)
 from ftbuild_rules.training._settings import (
     PINS,
     PRELOAD,
-    TrainingInputs,
     TrainingParams,
     output_kind,
 )
-from ftbuild_rules.training._shards import Form, TokenRows
-from ftbuild_rules.training._unpaired import Unpaired, take_apart, unpaired_dataset
+from ftbuild_rules.training._shards import TokenRows, pair_or_single
+from ftbuild_rules.training._unpaired import take_apart, unpaired_dataset
 
 
-class KtoInputs(TrainingInputs):
+class KtoInputs(ReferencedInputs):
     """A model and rows of the form `unpaired`, or `preference`: then each pair makes two."""
 
 
@@ -55,7 +59,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: KtoParams) -> None:
     Raises:
         AttributeProblem: there are such.
     """
-    _settings.check(kinds, params)
+    _reference.check(kinds, params)
     if params.loss == "kto" and params.batch_size == 1:
         raise AttributeProblem(
             "batch_size",
@@ -72,9 +76,14 @@ def kto(ctx: Context, inputs: KtoInputs, params: KtoParams) -> None:
     With `adapter` that one further, with `lora` a new adapter, with neither all weights. The
     reference is always the state before the first step.
     """
-    run = _loop.prepare(ctx, inputs, params, form=_form(inputs.data), rule="kto")
-    order = take_apart(run.data, batch_size=params.batch_size, seed=params.seed)
-    _require_both(run.data, order)
+    run = _loop.prepare(ctx, inputs, params, form=pair_or_single(inputs.data), rule="kto")
+    _require_both(run.data)
+    has_kl = params.loss == "kto"
+    given = {"train_dataset": _dataset(run, inputs.data, run.data, inputs.reference, has_kl=has_kl)}
+    if run.eval_data is not None:
+        assert inputs.eval_data is not None
+        rows = _dataset(run, inputs.eval_data, run.eval_data, inputs.eval_reference, has_kl=has_kl)
+        given["eval_dataset"] = rows.remove_columns("row")
     _loop.make_deterministic(params)
     from trl import KTOConfig, KTOTrainer
 
@@ -82,45 +91,65 @@ def kto(ctx: Context, inputs: KtoInputs, params: KtoParams) -> None:
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
 
-    given = _loop.trl_inputs(run)
-    given["train_dataset"] = unpaired_dataset(run.data, order)
-    if run.eval_data is not None:
-        order = take_apart(run.eval_data, batch_size=params.batch_size, seed=params.seed)
-        given["eval_dataset"] = unpaired_dataset(run.eval_data, order).remove_columns("row")
+        def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
     trainer = _loop.watched(Pretokenized, run, zero_is_wrong=True)(
         model=_loop.load_policy(run),
-        ref_model=second_copy(run),
+        ref_model=None if inputs.reference is not None else second_copy(run),
         args=KTOConfig(
             **_loop.trl_arguments(run),
             beta=params.beta,
             loss_type=params.loss,
             desirable_weight=params.desirable_weight,
             undesirable_weight=params.undesirable_weight,
+            precompute_ref_log_probs=inputs.reference is not None,
             train_sampling_strategy="sequential",  # the rows are shuffled already
         ),
-        **given,
+        **{**_loop.trl_inputs(run), **given},
     )
     _loop.train(run, trainer)
     _loop.save(run, trainer.model)
 
 
-def _form(tokens: Tokens) -> Form:
-    """Return the form to ask for: pairs where the tokens are such."""
-    form = json.loads((tokens.path / "tokens.json").read_bytes())["form"]
-    return "preference" if form == "preference" else "unpaired"
+def _dataset(
+    run: _loop.Run, tokens: Tokens, data: TokenRows, given: File | None, *, has_kl: bool
+) -> Any:
+    """Return the completions in their order, with their reference where it is `given`."""
+    params = run.params
+    order = take_apart(data, batch_size=params.batch_size, seed=params.seed)
+    if given is None:
+        return unpaired_dataset(data, order)
+    wanted = Reference.of(
+        (run.inputs.model, run.inputs.adapter, tokens),
+        dtype=params.dtype,
+        kl={"batch_size": params.batch_size, "seed": params.seed} if has_kl else None,
+    )
+    table = read_reference(given, wanted)
+    names = {True: "chosen_logps", False: "rejected_logps"}
+    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    own = [
+        columns[names[label] if data.form == "preference" else "logps"][row]
+        for row, label in zip(order.rows, order.labels, strict=True)
+    ]
+    kl = {"ref_KL_logps": read_kl(given)} if has_kl else {}
+    return unpaired_dataset(data, order, ref_logps=own, **kl)
 
 
-def _require_both(data: TokenRows, order: Unpaired) -> None:
+def _require_both(data: TokenRows) -> None:
     """Refuse completions that are all of one sort: nothing would hold the policy back.
 
     Raises:
         RuleError: E0905.
     """
-    if len(set(order.labels)) == 2:
+    if data.form == "preference":
         return
-    sort = "wished for" if order.labels[0] else "not wished for"
+    labels = data.table.column("label").to_pylist()
+    if len(set(labels)) == 2:
+        return
     raise RuleError(
-        f"all {data.num_rows} completions of `{data.label}` are {sort}",
+        f"all {data.num_rows} completions of `{data.label}` are "
+        f"{'wished for' if labels[0] else 'not wished for'}",
         code="E0905",
         fix="add rows of the other sort",
     )

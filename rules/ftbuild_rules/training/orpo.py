@@ -18,7 +18,7 @@ from typing import Any, Literal
 from ftbuild.api import AttributeProblem, Context, Field, rule
 from ftbuild_rules.training import _loop, _settings
 from ftbuild_rules.training._lora import lora_config
-from ftbuild_rules.training._own import pad_id, padded, train_own
+from ftbuild_rules.training._own import next_token_logps, pad_id, padded, train_own
 from ftbuild_rules.training._settings import (
     PINS,
     PRELOAD,
@@ -119,7 +119,7 @@ def _loss(params: OrpoParams) -> Callable[..., tuple[Any, dict[str, float]]]:
         """
         ids_BT, seen_BT, labels_BT = batch["input_ids"], batch["attention_mask"], batch["labels"]
         logits = model(input_ids=ids_BT, attention_mask=seen_BT, use_cache=False).logits
-        logps_BS = _of_next_token(logits, ids_BT)
+        logps_BS = next_token_logps(logits, ids_BT)
         told_BS = labels_BT[:, 1:] != _MASKED
         sums_B, lengths_B = (logps_BS * told_BS).sum(-1), told_BS.sum(-1)
         scores_B = sums_B if params.loss == "cpo" else sums_B / lengths_B
@@ -136,16 +136,6 @@ def _loss(params: OrpoParams) -> Callable[..., tuple[Any, dict[str, float]]]:
         }
 
     return loss
-
-
-def _of_next_token(logits: Any, ids: Any) -> Any:
-    """Return log p of each token but the first, given all before it, in nats."""
-    import torch
-
-    losses = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none"
-    )
-    return -losses
 
 
 def _preference(params: OrpoParams, chosen: Any, rejected: Any) -> Any:

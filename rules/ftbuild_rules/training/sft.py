@@ -4,8 +4,9 @@ The loss of a step is the mean of -log p(label) over its labels other than -100,
 micro-batches of a step share one denominator.
 """
 
-from ftbuild.api import Context, rule
+from ftbuild.api import Context, Field, rule
 from ftbuild_rules.training import _loop
+from ftbuild_rules.training._packing import train_documents
 from ftbuild_rules.training._settings import (
     PINS,
     PRELOAD,
@@ -17,11 +18,15 @@ from ftbuild_rules.training._settings import (
 
 
 class SftInputs(TrainingInputs):
-    """A model and rows of the form `sft`."""
+    """A model and rows of the form `sft`, packed or not."""
 
 
 class SftParams(TrainingParams):
-    """How to train; nothing besides what all methods share."""
+    """How to train."""
+
+    neftune_noise_alpha: float | None = Field(None, gt=0)
+    """Adds noise of this size to the embeddings while training (NEFTune, arXiv:2310.05914);
+    5 to 15 where it is wanted."""
 
 
 @rule(version=1, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
@@ -32,12 +37,6 @@ def sft(ctx: Context, inputs: SftInputs, params: SftParams) -> None:
     """
     run = _loop.prepare(ctx, inputs, params, form="sft", rule="sft")
     _loop.make_deterministic(params)
-    from trl import SFTConfig, SFTTrainer
-
-    trainer = _loop.watched(SFTTrainer, run, zero_is_wrong=True)(
-        model=_loop.load_policy(run),
-        args=SFTConfig(**_loop.trl_arguments(run), dataset_kwargs={"skip_prepare_dataset": True}),
-        **_loop.trl_inputs(run),
-    )
-    _loop.train(run, trainer)
-    _loop.save(run, trainer.model)
+    model = _loop.load_policy(run)
+    noise = params.neftune_noise_alpha
+    _loop.save(run, train_documents(run, model, neftune_noise_alpha=noise))

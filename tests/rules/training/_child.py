@@ -4,9 +4,9 @@ The folder holds `inputs.json` ({field: [kind, path]}) and `params.json`; output
 its folders `out` and `scratch`. Each step is printed as soon as it is reported.
 """
 
+import importlib
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,6 @@ from typing import Any
 from ftbuild.kinds import KINDS
 from ftbuild.testing import RecordingContext, artifact, run_rule
 from ftbuild_rules.training import _checkpoints
-from ftbuild_rules.training.dpo import dpo
-from ftbuild_rules.training.sft import sft
 
 
 @dataclass
@@ -38,8 +36,8 @@ def run(rule: str, folder: Path) -> PrintingContext:
         (folder / name).mkdir(exist_ok=True)
     ctx = PrintingContext(folder / "out", folder / "scratch")
     params = json.loads((folder / "params.json").read_text())
-    rules: dict[str, Callable[..., Any]] = {"sft": sft, "dpo": dpo}
-    run_rule(rules[rule], inputs, params, folder, ctx=ctx)
+    module = importlib.import_module(f"ftbuild_rules.training.{rule}")
+    run_rule(getattr(module, rule), inputs, params, folder, ctx=ctx)
     return ctx
 
 

@@ -86,9 +86,12 @@ def test_another_process_and_a_killed_one_give_the_same_bytes(tmp_path: Path) ->
     dpo_params = {"batch_size": 2, "epochs": 2, "learning_rate": 1e-2}
     straight = job(tmp_path / "dpo-here", dpo_inputs, **dpo_params)
     run_here("dpo", straight)
+    unpaired = job(tmp_path / "kto-here", dpo_inputs, **{**dpo_params, "epochs": 1})
+    run_here("kto", unpaired)
     for rule, inputs, params, expected in (
         ("sft", sft_inputs, sft_params, here),
         ("dpo", dpo_inputs, dpo_params, straight),
+        ("kto", dpo_inputs, {**dpo_params, "epochs": 1}, unpaired),
     ):
         killed = job(tmp_path / f"{rule}-killed", inputs, **params)
         assert kill_at_step(5, rule, killed) == -signal.SIGKILL
