@@ -1,5 +1,6 @@
 """Sources that are files of this machine: whether what a manifest names is there."""
 
+import ast
 import glob
 import os
 import re
@@ -43,6 +44,9 @@ def missing(root: Path, declaration: Declaration, sources: dict[str, Any]) -> li
     """Return a finding for each local file, folder or pattern that names nothing."""
     findings = []
     for field, one in sources.items():
+        if "function" in one:
+            findings += _missing_function(root, declaration, field, one["function"])
+            continue
         for path, spec in specs(field, one):
             if not is_local(spec):
                 continue
@@ -53,6 +57,30 @@ def missing(root: Path, declaration: Declaration, sources: dict[str, Any]) -> li
             file, keys = declaration.origin(path)
             findings.append(Finding(code, what, file, keys, fix=fix))
     return findings
+
+
+def _missing_function(root: Path, declaration: Declaration, field: str, spec: str) -> list[Finding]:
+    """Return a finding where the file of a function is not there, is no Python, or lacks it."""
+    name, _, function = spec.rpartition(":")
+    path = root / declaration.package / name
+    where, keys = declaration.origin((field,))
+    if not path.is_file():
+        code, what, fix = _explained(root / declaration.package, name, (field,))
+        return [Finding(code, what, where, keys, fix=fix)]
+    if not path.resolve().is_relative_to(root.resolve()):
+        what = f"`{shown(name)}` is outside the workspace, so what it imports cannot be known"
+        return [Finding("E0405", what, where, keys, fix="copy the file into the workspace")]
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        what = f"`{shown(name)}` is no Python: {error}"
+        return [Finding("E0405", what, where, keys, fix="mend it")]
+    defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    if function in defined:
+        return []
+    match = nearest(function, defined)
+    fix = f"did you mean `{name}:{match}`?" if match else f"define `def {function}(row):` there"
+    return [Finding("E0405", f"`{shown(name)}` has no function `{function}`", where, keys, fix=fix)]
 
 
 def _matches(pattern: str) -> bool:

@@ -229,6 +229,8 @@ class _Run:
     def _plain_source(self, source: Resolved, folder: str) -> dict[str, Any]:
         directory = self.place / "sources" / folder
         files = self.runner.resolver.materialise(source, str(directory))
+        if source.function is not None:
+            return {"function": [files[0][0], source.function, source.spec]}
         return {"source": files, "spec": str(source.spec)}
 
     def _linkable(self) -> dict[str, dict[str, Digest]]:

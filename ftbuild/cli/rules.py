@@ -76,7 +76,11 @@ def attributes(rule: "Rule") -> list[dict[str, Any]]:
 
 def _input(field: "InputField") -> dict[str, Any]:
     if field.outside is not None:
-        what = {"source": "source", "variable": "environment variable"}[field.outside]
+        what = {
+            "source": "source",
+            "variable": "environment variable",
+            "function": "file.py:function",
+        }[field.outside]
     else:
         what = f"label of {' or '.join(kind.kind for kind in field.kinds) or 'any kind'}"
     what = {"one": what, "list": f"list: {what}", "table": f"table: {what}"}[field.shape]

@@ -6,16 +6,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ftbuild.digest import Digest
-from ftbuild.errors import CorruptError, MachineError
+from ftbuild import queries, rulesource
+from ftbuild.digest import Digest, hash_value
+from ftbuild.errors import CorruptError, FtbuildError, MachineError
 from ftbuild.graph import RuleFacts, Target
 from ftbuild.kinds import Part
-from ftbuild.lockfile import Lock, Pin
+from ftbuild.lockfile import Lock, Pin, PinnedFile
 from ftbuild.sources import hub, local, pypi
+from ftbuild.store.actions import Record
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
 
-_REMOTE: Mapping[str, Any] = {"pypi": pypi, "hf": hub}
+_REMOTE = frozenset({"pypi", "hf", "sql"})
+_QUERY_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,17 @@ class Resolved:
 
     spec: Any
     files: tuple[tuple[str, Digest, str | None, str], ...]
-    """`where` is None for a remote file, whose bytes are the blob of its digest."""
+    """`where` is None for a remote file, whose bytes are the blob of its digest; its name is then
+    the address by which the lock knows the source."""
+    function: str | None = None
+    """The function that is meant, in the first of the files; the others are what that imports."""
+    source_digest: Digest | None = None
+    """What stands for all files of a function in a key."""
 
     def part(self) -> list[tuple[str, Digest]]:
         """Return what stands for it in a key."""
+        if self.function is not None and self.source_digest is not None:
+            return [(self.function, self.source_digest)]
         return [(relative, digest) for relative, digest, _, _ in self.files]
 
 
@@ -40,11 +50,20 @@ class Unlocked(Exception):
 
 
 def scheme(spec: object) -> str | None:
-    """Return the scheme of a remote source, or None for a local one."""
+    """Return the scheme of a remote source's address, or None for a local one."""
     if not isinstance(spec, str):
         return None
-    head, colon, _ = spec.partition(":")
-    return head if colon and head in _REMOTE else None
+    head, colon, rest = spec.partition(":")
+    return head if colon and (head in _REMOTE or rest.startswith("//")) else None
+
+
+def addresses(spec: Any) -> list[str]:
+    """Return by what the lock knows the remote ones among the sources that `spec` names."""
+    if isinstance(spec, list):
+        return [address for one in spec for address in addresses(one)]
+    if isinstance(spec, dict):
+        return [] if queries.is_sqlite(spec) else [queries.address(spec)]
+    return [spec] if scheme(spec) else []
 
 
 @dataclass
@@ -55,12 +74,16 @@ class Resolver:
     store: Store
     statcache: StatCache
     lock: Lock
+    environment: Mapping[str, str]
+    """Where `url_env` of an SQL source is looked up."""
     is_offline: bool = False
     _seen: dict[tuple[str, str], tuple[Any, str, Part | None, Resolved]] = field(
         default_factory=dict
     )
     _folders: set[str] = field(default_factory=set)
     """Folders whose listings decided what the sources are."""
+    _databases: set[str] = field(default_factory=set)
+    """SQLite files whose rows are sources."""
 
     def sources(self, target: Target, facts: RuleFacts) -> dict[str, Any]:
         """Return the target's sources by field: a `Resolved`, or a table of them.
@@ -77,10 +100,43 @@ class Resolver:
                     key: self.one(spec, target.package, part)
                     for key, spec in shape["table"].items()
                 }
+            elif "function" in shape:
+                found[name] = self.function(shape["function"], target.package)
             else:
                 spec = shape.get("one", shape.get("list"))
                 found[name] = self.one(spec, target.package, part)
         return found
+
+    def function(self, spec: str, package: str) -> Resolved:
+        """Return a function of the workspace by the source of all that it consists of.
+
+        Raises:
+            FtbuildError: E0405, a file it imports is no Python.
+        """
+        memo = (package, f"function {spec}")
+        if memo not in self._seen:
+            self._seen[memo] = (_Named(spec), package, None, self._function(spec, package))
+        return self._seen[memo][3]
+
+    def _function(self, spec: str, package: str) -> Resolved:
+        file, _, name = spec.rpartition(":")
+        path = (self.root / package / file).resolve()
+        root = self.root.resolve()
+        try:
+            digest, found = rulesource.source_digest(path, root)
+        except (SyntaxError, OSError) as e:
+            raise FtbuildError(f"`{spec}` cannot be read: {e}", code="E0405") from e
+        files = [path, *(other for other in found if other != path)]
+        named = [os.path.relpath(file, root) for file in files]
+        return Resolved(
+            spec,
+            tuple(
+                (name, self._digest(str(file)), str(file), name)
+                for name, file in zip(named, files, strict=True)
+            ),
+            name,
+            digest,
+        )
 
     def one(self, spec: Any, package: str, part: Part | None) -> Resolved:
         """Return one source by content."""
@@ -97,7 +153,7 @@ class Resolver:
             for _, _, where, _ in resolved.files
             if where is not None
         }
-        return [*files, *sorted(self._folders)]
+        return [*files, *sorted(self._databases), *sorted(self._folders)]
 
     def is_current(self) -> bool:
         """Say whether all sources, looked up anew, are what they were."""
@@ -107,11 +163,20 @@ class Resolver:
         )
 
     def _one(self, spec: Any, package: str, part: Part | None) -> Resolved:
-        if scheme(spec):
-            pin = self.lock.sources.get(spec)
+        if isinstance(spec, _Named):
+            return self._function(spec.text, package)
+        is_mixed = isinstance(spec, list) and not all(
+            isinstance(one, str) and scheme(one) is None for one in spec
+        )
+        if is_mixed:
+            return self._list(spec, package, part)
+        if isinstance(spec, dict) and queries.is_sqlite(spec):
+            return self._query(spec, package)
+        if remote := addresses(spec):
+            pin = self.lock.sources.get(remote[0])
             if pin is None:
-                raise Unlocked(spec)
-            return Resolved(spec, tuple((f.path, f.sha256, None, spec) for f in pin.files))
+                raise Unlocked(remote[0])
+            return Resolved(spec, tuple((f.path, f.sha256, None, remote[0]) for f in pin.files))
         base = self.root / package
         found = local.find(spec, base, part)
         self._folders |= found.directories
@@ -120,6 +185,39 @@ class Resolver:
             name = os.path.relpath(file.path, self.root)
             files.append((file.relative, self._digest(file.path), file.path, name))
         return Resolved(spec, tuple(files))
+
+    def _list(self, specs: list[Any], package: str, part: Part | None) -> Resolved:
+        """Return the files of several sources in their order, numbered as local ones are."""
+        found = [file for spec in specs for file in self._one(spec, package, part).files]
+        return Resolved(
+            specs,
+            tuple(
+                (f"{number:05d}{local.endings(relative)}", digest, where, name)
+                for number, (relative, digest, where, name) in enumerate(found)
+            ),
+        )
+
+    def _query(self, table: Mapping[str, Any], package: str) -> Resolved:
+        """Return the rows of a query on a SQLite file; it is run again when the file changed."""
+        from ftbuild.sources import sql
+
+        path = sql.sqlite_file(table, self.root / package)
+        assert path is not None
+        files = [path, *(p for p in [path.with_name(f"{path.name}-wal")] if p.is_file())]
+        self._folders.add(str(path.parent))
+        self._databases.update(str(file) for file in files)
+        content = [self._digest(str(file)) for file in files]
+        asked = {name: value for name, value in table.items() if name != "url"}
+        document = {"query": _QUERY_FORMAT, "asked": asked, "content": content}
+        key = hash_value(document)
+        record = self.store.find(key)
+        if record is None:
+            directory = self.store.workspace()
+            sql.write_sqlite(path, table, directory / sql.NAME)
+            record = Record(key, self.store.put_tree(directory), None, document, {})
+            self.store.publish(record)
+        digest = record.tree.entries[0].digest
+        return Resolved(table, ((sql.NAME, digest, None, f"{queries.shown(table)}"),))
 
     def _digest(self, path: str) -> Digest:
         try:
@@ -136,9 +234,12 @@ class Resolver:
         seen = set()
         for target in targets.values():
             for name, shape in target.sources.items():
-                specs = shape["table"].values() if "table" in shape else [shape.get("one")]
-                for spec in specs:
-                    if scheme(spec) and spec not in self.lock.sources and spec not in seen:
+                if "function" in shape:
+                    continue
+                [given] = shape.values()
+                specs = list(given.values()) if "table" in shape else given
+                for spec in addresses(specs):
+                    if spec not in self.lock.sources and spec not in seen:
                         seen.add(spec)
                         yield spec, _part(rules[target.rule], name)
 
@@ -150,9 +251,9 @@ class Resolver:
         """
         self._needs_network(spec)
         with self._workspace() as directory:
-            if scheme(spec) == "pypi":
-                return pypi.fetch(spec, directory, self._keep)
-            return hub.resolve(spec, part, directory, self._keep)
+            if scheme(spec) == "hf":
+                return hub.resolve(spec, part, directory, self._keep)
+            return self._fetch_all(spec, directory)
 
     def materialise(self, source: Resolved, directory: str) -> list[tuple[str, str, Digest, str]]:
         """Lay `source` out as links below `directory`, with nothing else there.
@@ -167,15 +268,15 @@ class Resolver:
         for relative, digest, where, name in source.files:
             path = os.path.join(directory, relative)
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            os.symlink(where or self._remote(source.spec, relative, digest), path)
-            files.append((path, relative, digest, name))
+            os.symlink(where or self._remote(name, relative, digest), path)
+            files.append((path, relative, digest, _name_for_people(name, relative)))
         return files
 
     def _remote(self, spec: str, relative: str, digest: Digest) -> Path:
         if not self.store.has_blob(digest):
             self._needs_network(spec)
             with self._workspace() as directory:
-                self._fetch(spec, relative, directory)
+                self._fetch(spec, digest, directory)
             if not self.store.has_blob(digest):
                 raise CorruptError(
                     f"`{spec}` is not what the lock says",
@@ -186,13 +287,36 @@ class Resolver:
                 )
         return self.store.blob_path(digest)
 
-    def _fetch(self, spec: str, relative: str, directory: Path) -> None:
-        if scheme(spec) == "pypi":
-            pypi.fetch(spec, directory, self._keep)
+    def _fetch(self, spec: str, digest: Digest, directory: Path) -> None:
+        if scheme(spec) != "hf":
+            self._fetch_all(spec, directory)
             return
         pin = self.lock.sources[spec]
-        file = next(f for f in pin.files if f.path == relative)
+        file = next(f for f in pin.files if f.sha256 == digest)
         self._keep(hub.fetch(spec, pin, file, directory))
+
+    def _fetch_all(self, spec: str, directory: Path) -> Pin:
+        """Fetch all files of a source of which no single one can be had."""
+        kind = scheme(spec)
+        if kind == "pypi":
+            return pypi.fetch(spec, directory, self._keep)
+        if kind == "sql":
+            return self._ask(spec, directory)
+        if kind in ("http", "https"):
+            from ftbuild.sources import web
+
+            return web.fetch(spec, directory, self._keep)
+        from ftbuild.sources import bucket
+
+        return bucket.fetch(spec, directory, self._keep)
+
+    def _ask(self, spec: str, directory: Path) -> Pin:
+        from ftbuild.sources import sql
+
+        rows = directory / sql.NAME
+        sql.fetch(queries.table_of(spec), self.environment, self.root, rows)
+        size = rows.stat().st_size
+        return Pin((PinnedFile(sql.NAME, size, self._keep(rows)),))
 
     def _keep(self, path: Path) -> Digest:
         return self.store.put_file(path)
@@ -219,6 +343,20 @@ class Resolver:
             return self.statcache.digest_of(path)
         except OSError:
             return None
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A function in the place of a source's spec."""
+
+    text: str
+
+
+def _name_for_people(name: str, relative: str) -> str:
+    if scheme(name) == "sql":
+        return queries.shown(queries.table_of(name))
+    is_alone = scheme(name) is None or relative.startswith("file.")
+    return name if is_alone else f"{name}/{relative}"
 
 
 def _part(facts: RuleFacts, name: str) -> Part | None:
