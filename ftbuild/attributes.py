@@ -15,13 +15,14 @@ from ftbuild.digest import canonical_json
 from ftbuild.kinds import Artifact
 from ftbuild.spans import Finding, KeyPath
 from ftbuild.units import parse_size
-from ftbuild.wording import as_toml, did_you_mean, dotted, kind_of_value, nearest
+from ftbuild.wording import as_toml, did_you_mean, dotted, kind_of_value, nearest, shown
 
 if TYPE_CHECKING:
     from ftbuild.rule import InputField, Params, Rule
 
 _FUNCTION = re.compile(r"[^:]+\.py:[A-Za-z_]\w*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_VARIABLE_FORM = "a name has A-Z a-z 0-9 _ and does not begin with a digit"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Checked:
     sources: dict[str, Any] = field(default_factory=dict)
     variables: list[tuple[str, str]] = field(default_factory=list)
     resources: dict[str, int] = field(default_factory=dict)
+    description: str = ""
+    tags: tuple[str, ...] = ()
     findings: list[Finding] = field(default_factory=list)
 
     def wrong(
@@ -63,6 +66,8 @@ class Checked:
     ) -> None:
         """Note that the attribute at `path` is wrong."""
         file, keys = self.declaration.origin(path)
+        if of_key and keys[2:3] == ("matrix",) and isinstance(keys[-1], int):
+            keys = keys[:-1]  # the axis is wrong, not one of its values
         of = "key" if of_key or not path else "value"
         self.findings.append(Finding(code, what, file, keys, of=of, fix=fix))  # type: ignore[arg-type]  # one of the two
 
@@ -93,7 +98,7 @@ def _unknown(checked: Checked, rule: "Rule", name: str) -> str | None:
     """Note an attribute that the rule does not have; return the one that was likely meant."""
     known = [*rule.input_fields, *rule.params.model_fields, *ENGINE_ATTRIBUTES]
     fix = did_you_mean(name, known, f"`ftbuild rules {rule.name}` lists all")
-    what = f"rule `{rule.name}` has no attribute `{name}`"
+    what = f"rule `{rule.name}` has no attribute `{shown(name)}`"
     checked.wrong("E0204", what, (name,), of_key=True, fix=fix)
     return nearest(name, known)
 
@@ -190,7 +195,7 @@ def _variable(checked: Checked, wanted: "InputField", place: str | int | None, v
     path = _path(wanted, place)
     found = as_toml(value) if isinstance(value, str) else kind_of_value(value)
     what = f"`{dotted(path)}` should be the name of an environment variable; found {found}"
-    checked.wrong("E0202", what, path, fix='a name such as `"HOME"`, of A-Z a-z 0-9 _')
+    checked.wrong("E0202", what, path, fix=_VARIABLE_FORM)
 
 
 def _function(checked: Checked, wanted: "InputField", place: str | int | None, value: Any) -> None:
@@ -213,12 +218,12 @@ def _source(checked: Checked, wanted: "InputField", place: str | int | None, val
     for where, spec in specs:
         if isinstance(spec, dict) and "sql" in spec:
             if problem := queries.problem(spec):
-                checked.wrong("E0404", f"`{dotted(where)}`: {problem[0]}", where, fix=problem[1])
+                checked.wrong("E0406", f"`{dotted(where)}`: {problem[0]}", where, fix=problem[1])
             continue
         if not _is_text(spec):
-            what = f"`{dotted(where)}` should be a path, an address or a table with `sql`"
+            what = f"`{dotted(where)}` should be a path, an address or a table of texts"
             found = "an empty text" if spec == "" else kind_of_value(spec)
-            fix = f'write `{dotted(path)} = "data/rows.jsonl"`'
+            fix = f'for example `{dotted(path)} = "data/rows.jsonl"`'
             checked.wrong("E0403", f"{what}; found {found}", where, fix=fix)
 
 
@@ -241,7 +246,13 @@ def _meaning(wanted: "InputField") -> str:
             "variable": ", the name of a variable",
             "function": ", a file and a function in it: `file.py:function`",
         }[wanted.outside]
-    return f", the label of {a_kind(kind.kind for kind in wanted.kinds)}"
+    kinds = " or ".join(f"`{kind.kind}`" for kind in wanted.kinds)
+    one = wanted.shape == "one"
+    return (
+        f", the label of a target of kind {kinds}"
+        if one
+        else f", labels of targets of kind {kinds}"
+    )
 
 
 def a_kind(kinds: Iterable[str]) -> str:
@@ -259,20 +270,26 @@ def fixed_kind(rule: "Rule") -> str | None:
 
 
 def _description(checked: Checked, value: Any) -> None:
-    if not isinstance(value, str):
+    if isinstance(value, str):
+        checked.description = value
+    else:
         what = f"`description` should be text; found {kind_of_value(value)}"
         checked.wrong("E0207", what, ("description",), fix='write `description = "…"`')
 
 
 def _tags(checked: Checked, value: Any) -> None:
-    if not isinstance(value, list) or not all(isinstance(tag, str) for tag in value):
+    if isinstance(value, list) and all(isinstance(tag, str) for tag in value):
+        checked.tags = tuple(value)
+    else:
         what = f"`tags` should be a list of texts; found {kind_of_value(value)}"
-        fix = f"write `tags = [{as_toml(value) if isinstance(value, str) else '…'}]`"
+        fix = 'for example `tags = ["small"]`'
+        if isinstance(value, str):
+            fix = f"write `tags = [{as_toml(value)}]`"
         checked.wrong("E0207", what, ("tags",), fix=fix)
 
 
 def _resources(checked: Checked, value: Any) -> None:
-    example = 'write `resources = { cpus = 2, gpus = 1, memory = "8 GB" }`'
+    example = 'for example `resources = { cpus = 2, gpus = 1, memory = "8 GB" }`'
     if not isinstance(value, dict):
         what = f"`resources` should be a table; found {kind_of_value(value)}"
         checked.wrong("E0207", what, ("resources",), fix=example)
@@ -292,8 +309,8 @@ def _resources(checked: Checked, value: Any) -> None:
                 continue
             expected = 'a size such as "8 GB"'
         else:
-            fix = did_you_mean(name, ("cpus", "gpus", "memory"), example)
-            what = f"`resources` has no key `{name}`"
+            fix = did_you_mean(name, ("cpus", "gpus", "memory")) or example
+            what = f"`resources` has no key `{shown(name)}`"
             checked.wrong("E0207", what, path, of_key=True, fix=fix)
             continue
         what = f"`resources.{name}` should be {expected}; found {as_toml(amount)}"

@@ -4,7 +4,7 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +18,7 @@ from ftbuild.executor import Executor
 from ftbuild.registry import Registry
 from ftbuild.run import Runner, Shell
 from ftbuild.store.statcache import RACY_NS
+from ftbuild.store.trees import Tree
 from ftbuild.workers import Workers
 
 if TYPE_CHECKING:
@@ -92,13 +93,13 @@ class Build:
         if isinstance(event, events.Finished):
             self._outcomes.setdefault(event.outcome, []).append(event.label)
             if event.digest is not None:
-                self._link(event.label, Digest(event.digest))
+                self._link(event.label, Digest(event.digest), is_new=event.outcome == "built")
         self._on_event(event)
 
-    def _link(self, label: str, digest: Digest) -> None:
+    def _link(self, label: str, digest: Digest, *, is_new: bool) -> None:
         link = outputs.link_path(self._project.root, self._project.graph.targets[label])
         directory = str(self._project.store.tree_path(digest))
-        if os.path.isdir(directory):
+        if is_new or os.path.isdir(directory):
             outputs.point(link, directory)
         else:  # known by its record alone, and nobody has needed its files yet
             outputs.remove(link)
@@ -113,9 +114,10 @@ class Build:
         def environment() -> dict[str, str]:
             registry = Registry(project.root, project.workspace.project_rules)
             return {
-                **shell.variables(work),
+                **shell.variables(str(work)),
                 **registry.environment(),
                 "PYTHONHASHSEED": "0",
+                "PYTHONDONTWRITEBYTECODE": "1",
                 "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
             }
 
@@ -156,15 +158,18 @@ class Build:
         watched = [*project.workspace.paths(project.root), *self._describer.resolver.looked_at()]
         absent = [path for path in (lock, usersettings.path()) if not os.path.exists(path)]
         watched += {lock, usersettings.path()} - set(absent)
-        made = [outputs.folder(project.root, package) for package in {t.package for t in closure}]
-        for label in wanted:
-            made += _paths_below(str(project.store.tree_path(project.history.built[label].tree)))
+        trees = self._executor.trees()
+        links = {outputs.link_path(project.root, t): self._directory(t.label) for t in closure}
+        links = {link: place for link, place in links.items() if os.path.isdir(place)}
+        made = [path for label, tree in trees.items() for path in self._paths(label, tree)]
         try:
             stats = {path: fastpath.take_stat(path) for path in (*watched, *made)}
+            folders = {os.path.dirname(link) for link in links}
+            folder_stats = {path: fastpath.take_stat(path) for path in folders}
             # Only now: what is verified after its stat was taken had that stat when it was right.
             if not fastpath.are_settled([stats[p] for p in watched], RACY_NS):
                 return
-            if not self._is_current(wanted):
+            if not self._is_current(trees, links):
                 return
         except (OSError, FtbuildError):
             return
@@ -173,6 +178,8 @@ class Build:
         answer = fastpath.Answer(
             targets=len(closure),
             stats=stats,
+            folders=folder_stats,
+            links=links,
             absent=tuple(absent),
             variables={
                 name: fastpath.variable_digest(os.environ.get(name))
@@ -182,7 +189,22 @@ class Build:
         )
         fastpath.remember(project.root, project.directory, request, answer)
 
-    def _is_current(self, wanted: Sequence[str]) -> bool:
+    def _directory(self, label: str) -> str:
+        """Return where the artifact of a target lies ready."""
+        return str(self._project.store.tree_path(self._project.history.built[label].tree))
+
+    def _paths(self, label: str, tree: Tree) -> Iterator[str]:
+        """Yield the folders and files of an artifact that lies ready."""
+        top = self._directory(label)
+        folders = {top}
+        for entry in tree.entries:
+            path = f"{top}/{entry.path}"
+            yield path
+            while (path := os.path.dirname(path)) not in folders:
+                folders.add(path)
+        yield from folders
+
+    def _is_current(self, trees: Mapping[str, Tree], links: Mapping[str, str]) -> bool:
         """Say whether files, lock, sources and outputs are still what this build saw or made."""
         project = self._project
         if not project.workspace.is_current(project.root):
@@ -191,21 +213,9 @@ class Build:
             return False
         if not self._describer.resolver.is_current():
             return False
-        for label in wanted:
-            built = project.history.built[label]
-            link = outputs.link_path(project.root, project.graph.targets[label])
-            record = project.store.find(built.key)
-            if record is None or not project.store.is_intact(record.tree):
-                return False
-            if os.readlink(link) != str(project.store.tree_path(built.tree)):
-                return False
-        return True
-
-
-def _paths_below(top: str) -> Iterator[str]:
-    for directory, _, files in os.walk(top):
-        yield directory
-        yield from (f"{directory}/{name}" for name in files)
+        return all(project.store.is_intact(tree) for tree in trees.values()) and all(
+            os.readlink(link) == directory for link, directory in links.items()
+        )
 
 
 def _program_path() -> str:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ftbuild import labels
+from ftbuild.root import FILE_NAME as FILE_NAME
 from ftbuild.spans import KeyPath
 
-FILE_NAME = "FTBUILD.toml"
 ENGINE_ATTRIBUTES = ("description", "tags", "resources", "matrix")
 """What every target may have, and the engine alone reads: in no key."""
 

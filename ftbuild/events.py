@@ -37,6 +37,13 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """Another build runs the very same action; its result will be taken."""
+
+    label: str
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far a running action is."""
 
@@ -93,7 +100,7 @@ class Summary:
     """What the fresh and fetched targets cost when they were built."""
 
 
-Event = Planned | Started | Progress | Warned | Finished | Summary
+Event = Planned | Started | Waiting | Progress | Warned | Finished | Summary
 OnEvent = Callable[[Event], None]
 
 

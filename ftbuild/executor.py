@@ -7,11 +7,15 @@ computed from their digests, and a key that the store knows is done as well. In 
 The main thread decides, one thread a slot runs an action; they talk through one queue.
 """
 
+import itertools
+import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -33,6 +37,7 @@ _MAX_RUNS = 2
 
 
 _PATIENCE_S = 5.0
+_LEASE_S = 0.1
 _FLUSH_S = 1.0
 """While nothing happens, what is finished becomes durable after at most this time."""
 
@@ -86,6 +91,7 @@ class Executor:
     exit_code: int = field(default=0, init=False)
     """Of the worst failure; 0 while there is none."""
     _signals: list[int] = field(default_factory=list, init=False)
+    _is_stopping: threading.Event = field(default_factory=threading.Event, init=False)
     _queue: SimpleQueue[_Message] = field(default_factory=SimpleQueue, init=False)
 
     def interrupt(self, number: int) -> None:
@@ -103,10 +109,11 @@ class Executor:
             InterruptedBuild: a signal came; what is finished is kept.
         """
         self._began = time.monotonic()
-        self._wanted = list(wanted)
+        self._wanted = set(wanted)
         self._nodes: dict[str, _Node] = {}
         self._ready: deque[str] = deque()
-        self._startable: list[tuple[Action, Target]] = []
+        self._startable: list[tuple[float, int, Action]] = []
+        self._numbers = itertools.count()
         self._running: set[str] = set()
         self._counts = dict.fromkeys(("built", "fresh", "fetched", "failed", "skipped"), 0)
         self._cut_off = 0
@@ -127,8 +134,8 @@ class Executor:
     def _end_threads(self) -> None:
         for _ in self._threads:
             self._idle.put(None)
+        self._is_stopping.set()
         for thread in self._threads:
-            # A thread may wait for another build's lease; it is a daemon, and holds nothing.
             thread.join(_PATIENCE_S)
 
     def _enter(self, targets: Iterable[Target]) -> None:
@@ -171,9 +178,9 @@ class Executor:
                 self._is_fresh(node, action, output)
                 return
         if self._has_failed and not self.keep_going:
-            self._skip(label, "not started, since another target failed")
+            self._skip(label, _NOT_STARTED)
             return
-        self._startable.append((action, node.target))
+        self._may_start(action)
 
     def _output_of(self, label: str) -> Output:
         output = self._nodes[label].output
@@ -187,7 +194,7 @@ class Executor:
         node.is_cut_off = any(n.runs or n.is_cut_off for n in below)
         seconds = built.seconds if built is not None and built.key == action.key else 0.0
         self.history.note(label, Built(action.key, output.tree, output.parts, seconds))
-        if label in self._wanted and not self._is_ready_to_use(node, action, output):
+        if not self._is_ready_to_use(node, output):
             return
         self._counts["fresh"] += 1
         self._cut_off += node.is_cut_off
@@ -200,14 +207,31 @@ class Executor:
             ),
         )
 
-    def _is_ready_to_use(self, node: _Node, action: Action, output: Output) -> bool:
-        """Hold that what the user asked for lies there whole; else have it made again."""
+    def _is_ready_to_use(self, node: _Node, output: Output) -> bool:
+        """Hold that what the user asked for lies there whole; else have it made again.
+
+        What lies below is mended from its blobs where it was tampered with; where that cannot be
+        it is taken away, since it may never be needed.
+        """
+        is_wanted = node.target.label in self._wanted
         try:
-            self.store.lay_out(self._tree_of(node, output))
+            tree = self._tree_of(node, output)
+            if not self.store.is_intact(tree) and (
+                is_wanted or self.store.tree_path(tree.digest).exists()
+            ):
+                self.store.lay_out(tree)
         except MissingBlob:
-            self._run_again(node.target.label)
-            return False
+            node.tree = None
+            if is_wanted:
+                self._run_again(node.target.label)
+                return False
+            self.store.take_away(output.tree)
         return True
+
+    def trees(self) -> dict[str, Tree]:
+        """Return the artifacts of this build that lie ready, by label."""
+        trees = {label: node.tree for label, node in self._nodes.items() if node.tree}
+        return {label: tree for label, tree in trees.items() if self.store.is_intact(tree)}
 
     def _tree_of(self, node: _Node, output: Output) -> Tree:
         if node.tree is None or node.tree.digest != output.tree:
@@ -218,16 +242,26 @@ class Executor:
         return node.tree
 
     def _start_what_fits(self) -> None:
-        waiting, self._startable = self._startable, []
-        # Longest first: what the rest waits for should not be the last to begin.
-        waiting.sort(key=lambda pair: -self._expected_s(pair[1].label))
-        for action, target in waiting:
-            share = self.slots.share(target, action.facts)
-            gpus = self.slots.take(target.label, share)
-            if gpus is None:
-                self._startable.append((action, target))
+        passed_over = []
+        while self._startable and not self.slots.are_full:
+            waiting = heappop(self._startable)
+            action = waiting[-1]
+            if self._has_failed and not self.keep_going:
+                self._skip(action.target.label, _NOT_STARTED)
                 continue
-            self._start(action, share.cpus, gpus)
+            share = self.slots.share(action.target, action.facts)
+            gpus = self.slots.take(action.target.label, share)
+            if gpus is None:
+                passed_over.append(waiting)
+            else:
+                self._start(action, share.cpus, gpus)
+        for waiting in passed_over:
+            heappush(self._startable, waiting)
+
+    def _may_start(self, action: Action) -> None:
+        # Longest first: what the rest waits for should not be the last to begin.
+        expected_s = self._expected_s(action.target.label)
+        heappush(self._startable, (-expected_s, next(self._numbers), action))
 
     def _expected_s(self, label: str) -> float:
         built = self.history.built.get(label)
@@ -258,7 +292,7 @@ class Executor:
 
         try:
             inputs = self._lay_out_inputs(action)
-            with self.store.lease(action.key):
+            with self._lease(action):
                 record = None
                 if not self._nodes[label].must_run and label not in self.force:
                     record = self.store.find(action.key)
@@ -274,6 +308,21 @@ class Executor:
         except BaseException as error:
             message = _Message(label, error=error, seconds=time.monotonic() - began)
         self._queue.put(message)
+
+    @contextmanager
+    def _lease(self, action: Action) -> Iterator[None]:
+        """Hold an action against other builds; says so while it waits, and stops with the build."""
+        held = self.store.try_lease(action.key)
+        if held is None:
+            self._queue.put(_Message(action.target.label, event={"waiting": True}))
+        while held is None:
+            if self._is_stopping.wait(_LEASE_S):
+                raise InterruptedBuild(signal.SIGTERM)
+            held = self.store.try_lease(action.key)
+        try:
+            yield
+        finally:
+            self.store.release_lease(action.key, held)
 
     def _lay_out_inputs(
         self, action: Action
@@ -316,6 +365,8 @@ class Executor:
     def _tell(self, label: str, event: dict[str, Any]) -> None:
         if "progress" in event:
             self.on_event(events.Progress(label, **event["progress"]))
+        elif "waiting" in event:
+            self.on_event(events.Waiting(label))
         elif "warning" in event:
             self.on_event(events.Warned(label, event["warning"]))
 
@@ -366,14 +417,13 @@ class Executor:
 
     def _run_again(self, label: str) -> None:
         node = self._nodes[label]
-        if node.must_run and label not in self._running:
+        if node.must_run:  # another of its readers found out before
             return
         if node.runs >= _MAX_RUNS:
             self._fail(label, _keeps_vanishing(label), 0.0, ())
             return
-        if not node.must_run:
-            node.must_run, node.is_over = True, False
-            self._ready.append(label)
+        node.must_run, node.is_over = True, False
+        self._ready.append(label)
 
     def _fail(
         self, label: str, error: FtbuildError, seconds: float, log_tail: Sequence[str]

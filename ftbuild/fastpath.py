@@ -20,7 +20,7 @@ from ftbuild import __version__
 
 FOLDER = ".ftbuild"
 _NAME = "fast.bin"
-_FORMAT = ("fast 1", __version__, sys.implementation.cache_tag)
+_FORMAT = ("fast 3", __version__, sys.implementation.cache_tag)
 _KEPT = 8
 """Requests (targets, profile, settings) whose answers are kept."""
 
@@ -42,6 +42,10 @@ class Answer(NamedTuple):
 
     targets: int
     stats: dict[str, _Stat]
+    folders: dict[str, _Stat]
+    """The folders of links: they change when a link is made or removed."""
+    links: dict[str, str]
+    """Where each link of `ftbuild-out` leads."""
     absent: tuple[str, ...]
     """Paths that must not come into being."""
     variables: dict[str, str | None]
@@ -69,6 +73,11 @@ def try_fast(
     answer = Answer(*found)
     if not _holds(answer):
         return None
+    if not _are_same(answer.folders):
+        # Only links are gone or other: what they lead to is vouched for by the stats above.
+        request = Request(tuple(names), profile, tuple(overrides))
+        if not _relink(root, directory, request, answer):
+            return None
     return answer.targets, time.perf_counter() - began
 
 
@@ -84,9 +93,11 @@ def _find(directory: str) -> str | None:
 
 def _key(root: str, directory: str, request: Request) -> tuple[Any, ...]:
     # Names are seen from a folder: `chats` means another target elsewhere.
-    package = os.path.relpath(os.path.realpath(directory), os.path.realpath(root))
+    real = os.path.realpath(root)
+    package = os.path.relpath(os.path.realpath(directory), real)
     store = tuple(os.environ.get(name) for name in _STORE_VARIABLES)
-    return package, tuple(request), store
+    # The root too: a copied workspace brings answers along that are about the original's files.
+    return real, package, tuple(request), store
 
 
 def _load(root: str) -> dict[Any, Any]:
@@ -94,7 +105,7 @@ def _load(root: str) -> dict[Any, Any]:
         with open(f"{root}/{FOLDER}/{_NAME}", "rb") as file:
             form, answers = marshal.loads(file.read())
         return answers if form == _FORMAT and isinstance(answers, dict) else {}
-    except (OSError, ValueError, EOFError, TypeError):
+    except (OSError, ValueError, EOFError, TypeError, AttributeError):
         return {}
 
 
@@ -102,15 +113,34 @@ def _holds(answer: Answer) -> bool:
     for name, digest in answer.variables.items():
         if variable_digest(os.environ.get(name)) != digest:
             return False
+    return _are_same(answer.stats) and not any(map(os.path.lexists, answer.absent))
+
+
+def _are_same(stats: dict[str, _Stat]) -> bool:
     stat = os.stat
     try:
-        for path, known in answer.stats.items():
+        for path, known in stats.items():
             now = stat(path)
             if (now.st_mtime_ns, now.st_ctime_ns, now.st_size, now.st_ino, now.st_dev) != known:
                 return False
     except OSError:
         return False
-    return all(not os.path.lexists(path) for path in answer.absent)
+    return True
+
+
+def _relink(root: str, directory: str, request: Request, answer: Answer) -> bool:
+    """Make all links lead where they should; False where that is not so simple."""
+    from ftbuild import outputs
+    from ftbuild.errors import FtbuildError
+
+    try:
+        for link, place in answer.links.items():
+            outputs.point(link, place)
+        folders = {path: take_stat(path) for path in answer.folders}
+    except (OSError, FtbuildError):
+        return False
+    _keep(root, directory, request, answer._replace(folders=folders))
+    return True
 
 
 def variable_digest(value: str | None) -> str | None:
@@ -138,11 +168,15 @@ def are_settled(stats: Iterable[_Stat], racy_ns: int) -> bool:
 
 def remember(root: Path, directory: Path, request: Request, answer: Answer) -> None:
     """Keep the answer to a request that was made in `directory`."""
+    _keep(str(root), str(directory), request, answer)
+
+
+def _keep(root: str, directory: str, request: Request, answer: Answer) -> None:
     from ftbuild.history import replace_file, workspace_folder
 
-    folder = workspace_folder(root)
-    answers = _load(str(root))
-    key = _key(str(root), str(directory), request)
+    folder = workspace_folder(Path(root))
+    answers = _load(root)
+    key = _key(root, directory, request)
     answers.pop(key, None)
     while len(answers) >= _KEPT:
         del answers[next(iter(answers))]

@@ -5,11 +5,10 @@ loads it with marshal and imports neither a TOML parser nor a validation library
 needs is therefore imported inside of it.
 """
 
-import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ftbuild import labels
 from ftbuild.errors import UsageError
@@ -112,9 +111,7 @@ def build(manifest: "Manifest", registry: "Registry") -> Graph:
     return Graph(joined.targets, facts, joined.families, joined.default)
 
 
-_take_edge = cast("functools.partial[tuple[Any, ...]]", attrgetter(*Edge.__slots__))
-_take_rule = cast("functools.partial[tuple[Any, ...]]", attrgetter(*RuleFacts.__slots__))
-_take_target = cast(
-    "functools.partial[tuple[Any, ...]]",
-    attrgetter(*(f.name for f in fields(Target) if f.name != "edges")),
-)
+_Take = Callable[[Any], tuple[Any, ...]]
+_take_edge: _Take = attrgetter(*Edge.__slots__)
+_take_rule: _Take = attrgetter(*RuleFacts.__slots__)
+_take_target: _Take = attrgetter(*(f.name for f in fields(Target) if f.name != "edges"))

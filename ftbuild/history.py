@@ -46,7 +46,7 @@ class History:
                 return cls(path)
             built, previous = ({k: Built(*row) for k, row in rows.items()} for rows in tables)
             return cls(path, built, previous)
-        except (OSError, ValueError, EOFError, TypeError):
+        except (OSError, ValueError, EOFError, TypeError, AttributeError):
             return cls(path)
 
     def note(self, label: str, built: Built) -> None:

@@ -4,9 +4,8 @@ A target whose rule or attributes are wrong still stands for its label, without 
 that one mistake is reported once and not again by everything that reads the target.
 """
 
-import functools
 import heapq
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,15 +13,17 @@ from ftbuild import attributes, labels, localfiles
 from ftbuild.attributes import Checked, Wish, a_kind
 from ftbuild.declaration import FILE_NAME
 from ftbuild.errors import ManifestError
+from ftbuild.lookup import Lookup
 from ftbuild.nodes import Edge, Target
-from ftbuild.packages import file_of
 from ftbuild.spans import Finding, problems
 from ftbuild.suggestions import table_between
-from ftbuild.wording import did_you_mean, dotted, nearest, shown
+from ftbuild.wording import did_you_mean, dotted, shown
 
 if TYPE_CHECKING:
     from ftbuild.manifest import Manifest
     from ftbuild.registry import Registry
+
+_MEMBERS_SHOWN = 4
 
 
 @dataclass
@@ -33,7 +34,6 @@ class _Join:
     registry: "Registry"
     checked: dict[str, Checked]
     """By label, in the order of the declarations; absent where the rule is unknown."""
-    families: dict[str, list[str]]
     edges: dict[str, list[tuple[Wish, Edge]]] = field(default_factory=dict)
     kinds: dict[str, str | None] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -60,12 +60,12 @@ def join(manifest: "Manifest", registry: "Registry") -> Joined:
             label = labels.join(declaration.package, declaration.family)
             families.setdefault(label, []).append(declaration.label)
     checked, findings = _check_tables(manifest, registry)
-    work = _Join(manifest, registry, checked, families, findings=findings)
-    look_up = _Labels(work)
+    work = _Join(manifest, registry, checked, findings=findings)
+    lookup = Lookup(manifest, families)
     for label, one in checked.items():
-        work.edges[label] = list(_edges(work, look_up, one))
+        work.edges[label] = list(_edges(work, lookup, one))
         one.findings += localfiles.missing(manifest.root, one.declaration, one.sources)
-    default = _default(work, look_up)
+    default = _default(work, lookup)
     order = _order(work)
     targets = {label: _target(work, checked[label]) for label in order}
     work.findings += [finding for one in checked.values() for finding in one.findings]
@@ -80,14 +80,15 @@ def _check_tables(
     manifest: "Manifest", registry: "Registry"
 ) -> tuple[dict[str, Checked], list[Finding]]:
     names = registry.names()
-    is_complete = not registry.problems()
+    # Else an unknown rule may be in a file that is missing or could not be imported.
+    is_complete = not registry.problems() and all(f.code != "E0116" for f in manifest.findings)
     checked: dict[str, Checked] = {}
     findings: list[Finding] = []
     for declaration in manifest.declarations:
         if declaration.rule in names:
             rule = registry.rule(declaration.rule)
             checked[declaration.label] = attributes.check(declaration, rule)
-        elif is_complete:  # else the rule may be in a file that could not be imported
+        elif is_complete:
             fix = did_you_mean(declaration.rule, names, "`ftbuild rules` lists all")
             what = f"there is no rule `{shown(declaration.rule)}`"
             path = (declaration.rule,)
@@ -95,77 +96,19 @@ def _check_tables(
     return checked, findings
 
 
-class _Labels:
-    """Looks labels up; remembers what a wrong one was meant to be, for many may be alike."""
-
-    def __init__(self, work: _Join) -> None:
-        self._known = {d.label for d in work.manifest.declarations}
-        self._families = work.families
-        self._manifest = work.manifest
-        self._nearest: Callable[[str], str | None] = functools.cache(self._search)
-
-    def find(self, text: str, package: str) -> tuple[list[str], str | None, str | None, str]:
-        """Return labels, or none with code, words and remedy if something is wrong."""
-        label = labels.resolve(text, package)
-        if label is None:
-            return [], "E0302", f"`{shown(text)}` is not a label", labels.FORM
-        if label in self._known:
-            return [label], None, None, ""
-        if label in self._families:
-            return self._families[label], None, None, ""
-        home, name = labels.split(label)
-        if home in self._manifest.broken or {label, labels.join(home, name.partition("[")[0])} & (
-            self._manifest.unusable
-        ):
-            return [], None, None, ""
-        if home not in self._manifest.packages:
-            what = f"there is no package `{home}`: no file `{file_of(home)}`"
-            match = nearest(home, self._manifest.packages - {""})
-            fix = f"did you mean `//{match}:{name}`?" if match else labels.FORM
-            return [], "E0301", what, fix
-        what = f"there is no target `{shown(name)}`" + (f" in package `{home}`" if home else "")
-        match = self._nearest(label)
-        fix = (
-            f"did you mean `{self._written(match, package)}`?"
-            if match
-            else ("`ftbuild targets` lists all")
-        )
-        return [], "E0301", what, fix
-
-    def _search(self, label: str) -> str | None:
-        home, name = labels.split(label)
-        options = [*self._known, *self._families]
-        for other in options:  # the right name, looked for in the wrong package
-            if labels.split(other)[1] == name:
-                return other
-        return nearest(label, (o for o in options if labels.split(o)[0] == home))
-
-    @staticmethod
-    def _written(label: str, package: str) -> str:
-        """Return `label` as it is written inside `package`."""
-        home, name = labels.split(label)
-        if home == package:
-            return name
-        return f"//{home}:{name}"
-
-
-def _edges(work: _Join, look_up: _Labels, checked: Checked) -> Iterator[tuple[Wish, Edge]]:
+def _edges(work: _Join, lookup: Lookup, checked: Checked) -> Iterator[tuple[Wish, Edge]]:
     counts: dict[str, int] = {}
     for wish in checked.wishes:
-        found, code, what, fix = look_up.find(wish.text, checked.declaration.package)
-        if code is not None:
-            checked.wrong(code, str(what), wish.path, fix=fix)
+        found = lookup.find(wish.text, checked.declaration.package)
+        if found.code is not None:
+            checked.wrong(found.code, found.what, wish.path, fix=found.fix)
             continue
         is_list = wish.field.shape == "list"
-        if len(found) > 1 and not is_list:
-            what = f"`{dotted(wish.path)}` takes one target; `{wish.text}` is a family of "
-            what += f"{len(found)}"
-            members = "\n".join(f'{dotted(wish.path)} = "{label}"' for label in found[:4])
-            more = f"\n… and {len(found) - 4} more" if len(found) > 4 else ""
-            checked.wrong("E0303", what, wish.path, fix=f"name one of them:\n{members}{more}")
+        if len(found.labels) > 1 and not is_list:
+            _family_for_one(checked, wish, found.labels)
             continue
         part = wish.field.part.name if wish.field.part else None
-        for label in found:
+        for label in found.labels:
             place: str | int | None = wish.place
             if is_list:  # a family takes several places, so what follows moves on
                 place = counts.get(wish.field.name, 0)
@@ -173,14 +116,23 @@ def _edges(work: _Join, look_up: _Labels, checked: Checked) -> Iterator[tuple[Wi
             yield wish, Edge(wish.field.name, place, label, part)
 
 
-def _default(work: _Join, look_up: _Labels) -> tuple[str, ...]:
+def _family_for_one(checked: Checked, wish: Wish, members: Sequence[str]) -> None:
+    what = f"`{dotted(wish.path)}` takes one target; `{wish.text}` is a family of {len(members)}"
+    lines = [f'{dotted(wish.path)} = "{label}"' for label in members[:_MEMBERS_SHOWN]]
+    if len(members) > _MEMBERS_SHOWN:
+        lines.append(f"… and {len(members) - _MEMBERS_SHOWN} more")
+    checked.wrong("E0303", what, wish.path, fix="\n".join(["name one of them:", *lines]))
+
+
+def _default(work: _Join, lookup: Lookup) -> tuple[str, ...]:
     default: list[str] = []
     for place, text in enumerate(work.manifest.project.default):
-        found, code, what, fix = look_up.find(text, "")
-        default += found
-        if code is not None:
+        found = lookup.find(text, "")
+        default += found.labels
+        if found.code is not None:
             path = ("project", "default", place)
-            work.findings.append(Finding(code, str(what), FILE_NAME, path, fix=fix))
+            finding = Finding(found.code, found.what, FILE_NAME, path, fix=found.fix)
+            work.findings.append(finding)
     return tuple(dict.fromkeys(default))
 
 
@@ -262,8 +214,8 @@ def _target(work: _Join, checked: Checked) -> Target:
         sources=checked.sources,
         variables=tuple(checked.variables),
         resources=checked.resources,
-        description=declaration.attributes.get("description", ""),
-        tags=tuple(declaration.attributes.get("tags", ())),
+        description=checked.description,
+        tags=checked.tags,
     )
 
 
@@ -290,7 +242,7 @@ def _check_kinds(
 def _wrong_kind(work: _Join, checked: Checked, wish: Wish, label: str, kind: str) -> None:
     declaration = checked.declaration
     takes = [k.kind for k in wish.field.kinds]
-    what = f"`{declaration.rule}.{dotted(wish.path)}` takes {a_kind(takes)}"
+    what = f"`{dotted(wish.path)}` of rule `{declaration.rule}` takes {a_kind(takes)}"
     fix = table_between(work.registry, declaration, wish.path, label, (kind, takes))
     checked.wrong("E0304", f"{what}; `{label}` is {a_kind([kind])}", wish.path, fix=fix)
 
@@ -311,4 +263,7 @@ def _own_kind(
         path = tuple(problem.attribute.split("."))
         is_set = path[0] in checked.declaration.attributes
         checked.wrong("E0206", problem.what, path if is_set else (), fix=problem.fix)
-        return attributes.fixed_kind(rule)
+    except Exception as error:  # a slip in a user's own rule is theirs to mend, not our bug
+        what = f"rule `{rule.name}` cannot check this target: {type(error).__name__}: {error}"
+        checked.wrong("E0216", what, fix="mend the function `check` or `output` of the rule")
+    return attributes.fixed_kind(rule)

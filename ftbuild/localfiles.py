@@ -10,14 +10,27 @@ from typing import Any
 
 from ftbuild.declaration import Declaration
 from ftbuild.spans import Finding, KeyPath
-from ftbuild.wording import dotted, nearest, shown
+from ftbuild.wording import nearest, shown
 
+SCHEMES = ("hf", "pypi", "https", "http")
+"""How sources come that are no files of this machine."""
+BUCKETS = frozenset(
+    {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss"}
+    | {"hdfs", "webhdfs", "webdav", "sftp", "ssh", "ftp", "smb", "memory"}
+)
+"""What fsspec reaches besides, by `NAME://…`."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
 def is_local(spec: Any) -> bool:
     """Say whether a source is a path, and not an address (`hf:`, `https:`) or a table."""
     return isinstance(spec, str) and _SCHEME.match(spec) is None
+
+
+def is_bucket(spec: str) -> bool:
+    """Say whether a source is an address for fsspec."""
+    name, separator, _ = spec.partition("://")
+    return bool(separator) and name in BUCKETS
 
 
 def is_glob(path: str) -> bool:
@@ -49,13 +62,13 @@ def missing(root: Path, declaration: Declaration, sources: dict[str, Any]) -> li
             continue
         for path, spec in specs(field, one):
             if not is_local(spec):
+                findings += _unknown_scheme(declaration, path, spec)
                 continue
-            place = os.path.join(root, declaration.package, spec)
-            if os.path.exists(place) or (is_glob(spec) and _matches(place)):
-                continue
-            code, what, fix = _explained(root / declaration.package, spec, path)
-            file, keys = declaration.origin(path)
-            findings.append(Finding(code, what, file, keys, fix=fix))
+            folder = os.path.join(root, declaration.package)
+            if not _is_there(folder, spec):
+                what, fix = _explained(Path(folder), spec)
+                file, keys = declaration.origin(path)
+                findings.append(Finding("E0401", what, file, keys, fix=fix))
     return findings
 
 
@@ -65,8 +78,8 @@ def _missing_function(root: Path, declaration: Declaration, field: str, spec: st
     path = root / declaration.package / name
     where, keys = declaration.origin((field,))
     if not path.is_file():
-        code, what, fix = _explained(root / declaration.package, name, (field,))
-        return [Finding(code, what, where, keys, fix=fix)]
+        what, fix = _explained(root / declaration.package, name)
+        return [Finding("E0401", what, where, keys, fix=fix)]
     if not path.resolve().is_relative_to(root.resolve()):
         what = f"`{shown(name)}` is outside the workspace, so what it imports cannot be known"
         return [Finding("E0405", what, where, keys, fix="copy the file into the workspace")]
@@ -83,17 +96,31 @@ def _missing_function(root: Path, declaration: Declaration, field: str, spec: st
     return [Finding("E0405", f"`{shown(name)}` has no function `{function}`", where, keys, fix=fix)]
 
 
-def _matches(pattern: str) -> bool:
-    return next(glob.iglob(pattern, recursive=True), None) is not None
+def _unknown_scheme(declaration: Declaration, path: KeyPath, spec: Any) -> list[Finding]:
+    found = _SCHEME.match(spec) if isinstance(spec, str) else None
+    if found is None or found[0][:-1] in SCHEMES or is_bucket(spec):
+        return []
+    file, keys = declaration.origin(path)
+    known = ", ".join(f"`{name}:`" for name in SCHEMES[:-1])
+    what = f"a source cannot come by `{shown(found[0])}`"
+    fix = f"name a file; besides, there are {known} and addresses such as `s3://…`"
+    return [Finding("E0404", what, file, keys, fix=fix)]
 
 
-def _explained(folder: Path, spec: str, path: KeyPath) -> tuple[str, str, str]:
+def _is_there(folder: str, spec: str) -> bool:
     if is_glob(spec):
-        return "E0402", f"no file matches `{shown(spec)}`", "`**` matches folders of any depth"
+        return next(glob.iglob(spec, root_dir=folder, recursive=True), None) is not None
+    return os.path.exists(os.path.join(folder, spec))
+
+
+def _explained(folder: Path, spec: str) -> tuple[str, str]:
+    if is_glob(spec):
+        fix = "`*` stands for a part of a name, `**` for folders of any depth"
+        return f"no file matches `{shown(spec)}`", fix
     where = (folder / spec).parent
     beside = sorted(os.listdir(where)) if where.is_dir() else []
     match = nearest(Path(spec).name, beside)
-    fix = f"`{dotted(path)}` is relative to the folder of its FTBUILD.toml"
+    fix = "a path is relative to the folder of its FTBUILD.toml"
     if match:
         fix = f"did you mean `{Path(spec).with_name(match).as_posix()}`?"
-    return "E0401", f"there is no file or folder `{shown(spec)}`", fix
+    return f"there is no file or folder `{shown(spec)}`", fix

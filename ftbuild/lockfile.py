@@ -91,7 +91,7 @@ def read(root: Path) -> Lock:
                 "upgrade ftbuild",
             )
         return _lock(table)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise _broken(
             f"`{NAME}` cannot be read: {e}",
             "restore it from version control, or delete it and run `ftbuild lock`",

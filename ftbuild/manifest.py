@@ -14,7 +14,8 @@ from typing import Any
 from ftbuild import labels, matrix, overlay, packages, settings
 from ftbuild.declaration import FILE_NAME
 from ftbuild.declaration import Declaration as Declaration
-from ftbuild.errors import ManifestError, Place, Problem
+from ftbuild.errors import ManifestError
+from ftbuild.root import find_root as find_root
 from ftbuild.settings import ProjectTable as ProjectTable
 from ftbuild.spans import Finding, KeyPath, problems
 from ftbuild.wording import kind_of_value, nearest, shown
@@ -49,24 +50,6 @@ class Manifest:
     def packages(self) -> frozenset[str]:
         """Every package that was read."""
         return frozenset(file[: -len(FILE_NAME)].rstrip("/") for file in self.texts)
-
-
-def find_root(start: Path) -> Path:
-    """Return the nearest folder from `start` upwards whose FTBUILD.toml has [project].
-
-    Raises:
-        ManifestError: there is none.
-    """
-    start = start.resolve()
-    for folder in (start, *start.parents):
-        try:
-            text = (folder / FILE_NAME).read_bytes()
-        except OSError:
-            continue
-        if packages.has_project(text):
-            return folder
-    what = f"there is no workspace: no {FILE_NAME} with [project] here or in a folder above"
-    raise ManifestError([Problem("E0101", what, Place(str(start)), fix="ftbuild init")])
 
 
 def load(
@@ -129,11 +112,7 @@ def read(
         run=good["run"],
         cache=good["cache"],
         declarations=declarations,
-        texts={
-            packages.file_of(p): reading.texts[packages.file_of(p)]
-            for p in sorted({*reading.tables, *broken})
-            if packages.file_of(p) in reading.texts
-        },
+        texts={packages.file_of(p): text for p, text in sorted(reading.texts.items())},
         broken=broken,
         unusable=frozenset(reading.unusable - {d.label for d in declarations}),
         findings=(*reading.findings, *findings, *more),
@@ -167,8 +146,9 @@ def _declarations(reading: packages.Reading) -> tuple[dict[str, Declaration], li
 
 def _root_only(package: str, table: str) -> Finding:
     what = f"[{table}] belongs into the FTBUILD.toml of the root alone"
-    fix = f"move it from `{package}` to `{FILE_NAME}`"
-    return Finding("E0108", what, packages.file_of(package), (table,), of="key", fix=fix)
+    file = packages.file_of(package)
+    fix = f"move it from `{file}` to `{FILE_NAME}`"
+    return Finding("E0108", what, file, (table,), of="key", fix=fix)
 
 
 def _no_target(package: str, path: KeyPath, value: Any) -> Finding:
@@ -184,7 +164,8 @@ def _misnamed(target: Declaration) -> Finding | None:
     if labels.NAME.fullmatch(target.name):
         return None
     what = f"`{shown(target.name)}` cannot be a target's name"
-    why = "it would leave its folder" if {"..", "/", "\\"} & {target.name, *target.name} else None
+    leaves = {"..", "/", "\\"} & {target.name, *target.name}
+    why = "its output would lie outside of `ftbuild-out`" if leaves else None
     fix = "a name has up to 128 of A-Z a-z 0-9 _ . - and begins with a letter, a digit or _"
     return Finding("E0112", what, target.file, path, of="key", why=why, fix=fix)
 
@@ -196,7 +177,7 @@ def _doubled(target: Declaration, other: Declaration | None) -> Finding | None:
         code, what = "E0111", f"`{target.name}` is declared twice"
         fix = "labels name a target without its rule: give one of them another name"
     else:
-        code, what = "E0113", f"`{target.name}` and `{other.name}` differ in case alone"
+        code, what = "E0113", f"`{other.name}` and `{target.name}` differ in case alone"
         fix = "some file systems take them for one: give one of them another name"
     path, first = (target.rule, target.name), (other.rule, other.name)
     return Finding(code, what, target.file, path, of="key", fix=fix, first=first)
@@ -213,7 +194,8 @@ def _with_members(
             members, more = matrix.expand(target)
             out += members
             findings += more
-            unusable |= {target.label} if more else set()
+            if more:
+                unusable.add(target.label)
         else:
             out.append(target)
     return tuple(out), findings
@@ -228,7 +210,7 @@ def _rule_files(root: Path, files: Sequence[str]) -> tuple[tuple[str, ...], list
         what, fix = None, None
         if path.is_absolute() or ".." in path.parts:
             what = f"the rule file `{shown(file)}` is outside the workspace"
-            fix = "copy it into the project: its source is part of what it builds"
+            fix = "copy it into the workspace: its source is part of what it builds"
         elif path.suffix != ".py":
             what = f"the rule file `{shown(file)}` is no Python file"
             fix = "name a file that ends in `.py`"
@@ -240,7 +222,7 @@ def _rule_files(root: Path, files: Sequence[str]) -> tuple[tuple[str, ...], list
             fix = (
                 f"did you mean `{path.with_name(match).as_posix()}`?"
                 if match
-                else ("paths are relative to the root's FTBUILD.toml")
+                else "paths are relative to the root's FTBUILD.toml"
             )
         else:
             good.append(path.as_posix())

@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from ftbuild.declaration import ENGINE_ATTRIBUTES, Declaration
 from ftbuild.spans import Finding, KeyPath
@@ -41,9 +41,16 @@ def expand(target: Declaration) -> tuple[list[Declaration], list[Finding]]:
     return members, []
 
 
-def _finding(target: Declaration, path: KeyPath, what: str, fix: str) -> Finding:
+def _finding(
+    target: Declaration,
+    path: KeyPath,
+    what: str,
+    fix: str,
+    *,
+    of: Literal["key", "value"] = "value",
+) -> Finding:
     file, keys = target.origin(("matrix", *path))
-    return Finding("E0115", what, file, keys, fix=fix)
+    return Finding("E0115", what, file, keys, of=of, fix=fix)
 
 
 def _check(target: Declaration, axes: Any) -> list[Finding]:
@@ -68,7 +75,7 @@ def _check(target: Declaration, axes: Any) -> list[Finding]:
 def _axis(target: Declaration, axis: str, values: Any) -> list[Finding]:
     if not _AXIS.fullmatch(axis) or axis.split(".")[0] in ENGINE_ATTRIBUTES:
         what = f"`{shown(axis)}` cannot be an axis of `matrix`"
-        return [_finding(target, (axis,), what, "an axis is an attribute of the rule")]
+        return [_finding(target, (axis,), what, "an axis is an attribute of the rule", of="key")]
     if not isinstance(values, list):
         what = f"axis `{axis}` should be a list; found {kind_of_value(values)}"
         return [_finding(target, (axis,), what, f"write `{axis} = [{as_toml(values)}]`")]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ftbuild.spans import KeyPath
-from ftbuild.wording import as_toml, did_you_mean, dotted, kind_of_value
+from ftbuild.wording import as_toml, did_you_mean, dotted, kind_of_value, shown
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -94,7 +94,7 @@ def _missing(error: "ErrorDetails", values: Mapping[str, Any], rule: "Rule") -> 
 
 def _too_many(error: "ErrorDetails", values: Mapping[str, Any], rule: "Rule") -> Mistake:
     *_, name = path = _real_path(error["loc"], values)
-    what = f"`{dotted(path[:-1])}` has no attribute `{name}`"
+    what = f"`{dotted(path[:-1])}` has no attribute `{shown(str(name))}`"
     lists = f"`ftbuild rules {rule.name}` lists all"
     known = _fields_at(rule.params, path[:-1])
     return Mistake("E0204", what, path, True, did_you_mean(str(name), known, lists) or lists)
@@ -131,10 +131,10 @@ def _wrong_value(path: KeyPath, group: list["ErrorDetails"], value: Any, rule: "
     found = kind_of_value(value)
     if not is_type and not isinstance(value, list | dict):
         found = as_toml(value)
-    if any(error["type"] == "int_from_float" for error in group):
+    if isinstance(value, float) and "a whole number" in forms:
         found = as_toml(value)
     what = f"`{name}` should be {' or '.join(forms)}; found {found}"
-    fix = _rewritten(name, value, forms) or _meant(value, group) or shows
+    fix = _meant(value, group) or _rewritten(name, value, forms) or shows
     return Mistake("E0202" if is_type else "E0205", what, path, False, fix)
 
 

@@ -26,6 +26,13 @@ def point(link: str, directory: str) -> None:
         MachineError: E0654, something that is no link is there.
     """
     try:
+        os.symlink(directory, link)
+        return
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(link), exist_ok=True)
+    except FileExistsError:
+        pass
+    try:
         if os.readlink(link) == directory:
             return
     except FileNotFoundError:
@@ -38,11 +45,7 @@ def point(link: str, directory: str) -> None:
             fix="move it elsewhere and run the build again",
         ) from e
     staged = f"{link}.{os.getpid()}"
-    try:
-        os.symlink(directory, staged)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(link), exist_ok=True)
-        os.symlink(directory, staged)
+    os.symlink(directory, staged)
     os.replace(staged, link)
 
 

@@ -121,7 +121,7 @@ def apply_overrides(
                 findings.append(_unknown_target(name, option, tables))
         elif keys is None:
             what = f"`{shown(name)}` names no attribute"
-            fix = "attributes within tables are joined by dots: `--set helper.lora.r=8`"
+            fix = "tables are joined by dots: `--set helper.lora.r=8`"
             findings.append(Finding("E0002", what, option, fix=fix))
         else:
             out[label[1]] = lay_over(out[label[1]], _nested(keys, _value(text)), (option, ()))

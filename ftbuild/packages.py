@@ -11,6 +11,7 @@ from typing import Any
 
 from ftbuild import labels, tomlfile
 from ftbuild.declaration import FILE_NAME
+from ftbuild.root import has_project
 from ftbuild.spans import Finding, KeyPath
 from ftbuild.wording import shown
 
@@ -23,7 +24,7 @@ class Reading:
 
     root: Path
     texts: dict[str, bytes] = field(default_factory=dict)
-    """By the file's path, relative to the root."""
+    """By package."""
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By package; empty for one that is named and does not exist."""
     findings: list[Finding] = field(default_factory=list)
@@ -44,7 +45,21 @@ def read_all(root: Path, named: Iterable[str], *, everything: bool) -> Reading:
         pending.discard(package)
         if package not in reading.tables and package not in reading.broken:
             pending |= _read_package(reading, package)
+    reading.findings += _alike(sorted(reading.texts))
     return reading
+
+
+def _alike(read: list[str]) -> list[Finding]:
+    """Return a finding for each package whose name differs from another's in case alone."""
+    findings = []
+    folded: dict[str, str] = {}
+    for package in read:
+        other = folded.setdefault(package.casefold(), package)
+        if other != package:
+            what = f"the packages `{other}` and `{package}` differ in case alone"
+            fix = "some file systems take them for one: rename one of the folders"
+            findings.append(Finding("E0113", what, file_of(package), fix=fix))
+    return findings
 
 
 def file_of(package: str) -> str:
@@ -66,7 +81,7 @@ def _read_package(reading: Reading, package: str) -> set[str]:
     if package and tables is not None and "project" in tables:
         tables = None
         findings = [_own_workspace(package, file)]
-    reading.texts[file] = text
+    reading.texts[package] = text
     reading.findings += findings
     if tables is None:
         reading.broken.add(package)
@@ -121,7 +136,7 @@ def _find_all(reading: Reading) -> set[str]:
     found = set()
     for folder, names, files in os.walk(reading.root):
         package = Path(folder).relative_to(reading.root).as_posix().removeprefix(".")
-        if package and ("pyvenv.cfg" in files or _is_workspace(folder, files)):
+        if package and ("pyvenv.cfg" in files or has_project(Path(folder, FILE_NAME))):
             names.clear()
             continue
         names[:] = sorted(n for n in names if not n.startswith(".") and n != _OUTPUT)
@@ -135,20 +150,3 @@ def _find_all(reading: Reading) -> set[str]:
             fix = "name its folders with A-Z a-z 0-9 _ . - alone"
             reading.findings.append(Finding("E0112", what, shown(file), fix=fix))
     return found
-
-
-def _is_workspace(folder: str, files: list[str]) -> bool:
-    if FILE_NAME not in files:
-        return False
-    try:
-        return has_project(Path(folder, FILE_NAME).read_bytes())
-    except OSError:
-        return False
-
-
-def has_project(text: bytes) -> bool:
-    """Say whether a FTBUILD.toml has a [project] table, even if it is broken elsewhere."""
-    return any(line.lstrip(b"\xef\xbb\xbf \t").startswith(_PROJECT) for line in text.splitlines())
-
-
-_PROJECT = (b"[project]", b"project.", b"project =", b"project=", b"[ project ]")

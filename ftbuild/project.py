@@ -80,11 +80,11 @@ class Project:
         Raises:
             ManifestError: there is none.
         """
-        from ftbuild.manifest import find_root
+        from ftbuild.root import find_root
 
         here = Path(os.path.abspath(directory or Path.cwd()))
         if not here.is_dir():
-            raise UsageError(f"there is no folder `{directory}`", code="E0002")
+            raise UsageError(f"there is no folder `{directory}`", code="E0022")
         options = Options(profile, tuple(overrides), locked, offline, jobs)
         return cls(find_root(here), here.resolve(), options)
 
@@ -336,7 +336,11 @@ class Project:
 
         one, other = self._shown(a), self._shown(b)
         if one.kind != other.kind:
-            raise UsageError(f"`{a}` is a {one.kind} and `{b}` a {other.kind}", code="E0013")
+            raise UsageError(
+                f"`{a}` is a {one.kind} and `{b}` a {other.kind}",
+                code="E0013",
+                fix="compare two artifacts of one kind",
+            )
         return viewing.call(self._viewer_of(one.kind), "diff", [one, other], [])
 
     def _shown(self, name: str) -> Any:
@@ -347,7 +351,11 @@ class Project:
         if name.endswith(PREVIOUS):
             before = self.history.previous.get(target.label)
             if before is None:
-                raise UsageError(f"`{target.label}` was built only once here", code="E0014")
+                raise UsageError(
+                    f"`{target.label}` has no previous build with another output here",
+                    code="E0014",
+                    fix="compare two targets, or build it again after a change",
+                )
             built = before
         record = self._record(built, target.label)
         path = self.store.lay_out(record.tree)
@@ -358,7 +366,11 @@ class Project:
 
         found = Registry(self.root, self.workspace.project_rules).viewer(kind)
         if found is None:
-            raise UsageError(f"there is no viewer for a {kind}", code="E0015")
+            raise UsageError(
+                f"there is no viewer for a {kind}",
+                code="E0015",
+                fix="`ftbuild path` prints where its files are",
+            )
         return found.partition(":")[0]
 
     def clean(self, names: Sequence[str] = (), *, everything: bool = False) -> list[str]:

@@ -123,7 +123,7 @@ class Registry:
                 continue
             for rule in rules:
                 if rule.name in found:
-                    wrong.append(_two_files(rule.name, file, self._relative(found[rule.name][1])))
+                    wrong.append(_two_files(rule, file, self._relative(found[rule.name][1])))
                     continue
                 found[rule.name] = (module.__name__, self._root / file)
                 self._loaded[rule.name] = rule
@@ -138,7 +138,8 @@ class Registry:
             for name, module, path in _files_of(pack):
                 if name in found:
                     ours = self._relative(found[name][1])
-                    wrong.append(_two_files(name, ours, self._relative(path)))
+                    rule = self._loaded.get(name, name)
+                    wrong.append(_two_files(rule, ours, self._relative(path)))
                 else:
                     found[name] = (module, path)
         return found, wrong
@@ -186,7 +187,10 @@ def _files_of(pack: _Pack) -> Iterator[tuple[str, str, Path]]:
                 yield stem, ".".join((pack.package, *inside, stem)), Path(folder, file)
 
 
-def _two_files(name: str, one: str, other: str) -> Problem:
+def _two_files(rule: "Rule | str", one: str, other: str) -> Problem:
+    """Return what is wrong with a rule in the file `one` (its name if it is not imported)."""
+    name = rule if isinstance(rule, str) else rule.name
+    line = None if isinstance(rule, str) else rule.function.__code__.co_firstlineno
     what = f"two files hold a rule `{name}`: {one} and {other}"
     fix = "rename one of them; a name means one rule"
-    return Problem("E0214", what, Place(one), fix=fix)
+    return Problem("E0214", what, Place(one, line, within=f"rule `{name}`"), fix=fix)

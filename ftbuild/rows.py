@@ -10,6 +10,8 @@ from typing import Any
 
 _SHOWN = 60
 """Characters of an old or new value that fit on one line beside each other."""
+_LEAD = 20
+"""Characters shown before the first difference of two long texts."""
 MAX_BYTES = 16 << 20
 """Above this a file is compared by its digest alone, and no copy of it is kept for `why`."""
 
@@ -34,7 +36,9 @@ def differences(old: bytes, new: bytes) -> Iterator[str]:
 
 
 def _lines(data: bytes) -> list[str]:
-    return data.decode("utf-8", "replace").splitlines()
+    # Not splitlines: U+2028 and others may stand within a row of JSON, and end no line of a file.
+    lines = data.decode("utf-8", "replace").split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def _common(a: list[str], b: list[str]) -> int:
@@ -53,9 +57,9 @@ def _changed(number: int, old: str, new: str) -> Iterator[str]:
         a = b = None
     fields = list(_fields(a, b, "")) if isinstance(a, dict) and isinstance(b, dict) else []
     if not fields:
-        yield f"line {number}: {_cut(old)} → {_cut(new)}"
+        yield f"line {number}: {_both(old, new)}"
     for name, before, after in fields:
-        yield f"line {number}, `{name}`: {_cut(before)} → {_cut(after)}"
+        yield f"line {number}, `{name}`: {_both(before, after)}"
 
 
 def _fields(a: Any, b: Any, path: str) -> Iterator[tuple[str, str, str]]:
@@ -81,6 +85,17 @@ _ABSENT = _Absent()
 
 def _text(value: Any) -> str:
     return "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
+
+
+def _both(old: str, new: str) -> str:
+    """Return an old and a new text, both cut around the first place where they differ."""
+    same = next(
+        (i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b),
+        min(len(old), len(new)),
+    )
+    start = max(0, same - _LEAD) if max(len(old), len(new)) > _SHOWN else 0
+    lead = "…" if start else ""
+    return f"{lead}{_cut(old[start:])} → {lead}{_cut(new[start:])}"
 
 
 def _cut(text: str) -> str:

@@ -82,7 +82,7 @@ class Function:
         """Import the file and return the function.
 
         Raises:
-            RuleError: E0708, the file fails; the log holds its traceback.
+            RuleError: E0715, the file fails; the log holds its traceback.
         """
         import sys
 
@@ -108,7 +108,7 @@ class Function:
         ]
         return RuleError(
             f"`{self.spec}` fails: {type(error).__name__}: {error}",
-            code="E0708",
+            code="E0715",
             where=Place(self.spec.rpartition(":")[0], lines[-1] if lines else None),
             fix="mend it; what it imports of the project lies beside it or below",
         )

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import linecache
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 from types import ModuleType
@@ -31,11 +32,12 @@ def import_file(root: Path, file: str, *, is_fresh: bool = False) -> ModuleType:
     """
     path = root / file
     name = f"{PRIVATE}{hashlib.sha256(file.encode()).hexdigest()[:12]}_{path.stem}"
+    folder = str(path.parent)
+    if sys.path[0] != folder:  # as for a script, its helpers come first
+        sys.path[:] = [folder, *(entry for entry in sys.path if entry != folder)]
     known = sys.modules.get(name)
     if known is not None and known.__file__ == str(path) and not is_fresh:
         return known
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))  # as for a script: its helpers come first
     module = ModuleType(name)
     module.__file__ = str(path)
     # A helper edited within the second would else come from the bytecode of its older text.
@@ -91,18 +93,19 @@ def rule_of_pack(name: str, module: str, path: Path) -> "Rule":
 
 
 def _forget_helpers(path: Path, root: Path) -> None:
-    """Forget modules imported for an earlier state of the file: they may have been edited."""
+    """Forget the helpers of a file: they may have been edited, or be another project's."""
     from ftbuild.rulesource import source_digest
 
     importlib.invalidate_caches()
     linecache.checkcache()
-    files = {str(file) for file in source_digest(path, root)[1]}
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if file is None or name == "__main__" or name.partition(".")[0] == "ftbuild":
-            continue
-        if str(Path(file).resolve()) in files:
-            del sys.modules[name]
+    installed = tuple(sysconfig.get_paths().values())
+    for helper in source_digest(path, root)[1]:
+        if helper.is_relative_to(path.parent.resolve()):
+            parts = helper.relative_to(path.parent.resolve()).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            file = getattr(sys.modules.get(name), "__file__", None)
+            if file and not file.startswith(installed) and parts[0] != "ftbuild":
+                del sys.modules[name]
 
 
 def _unusable(rule: "Rule", file: str) -> list[Problem]:
@@ -137,6 +140,6 @@ def _failed_import(error: BaseException, path: Path, file: str) -> Problem:
         text = linecache.getline(str(path), line).rstrip("\n") if line else None
         where = Place(file, line, None, text)
         what = f"the rule file `{file}` cannot be imported"
-        reason = f"{type(error).__name__}: {shown(str(error))}"
+        reason = f"{type(error).__name__}: {shown(str(error), 300)}"
     fix = "mend that line, or take the file out of `rules` of [project]"
     return Problem("E0211", what, where, why=reason, fix=fix)

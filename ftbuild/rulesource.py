@@ -90,7 +90,7 @@ def _dump(node: Any) -> str:
         for name in node._fields:
             value = getattr(node, name, None)
             if isinstance(value, list):
-                value = [item for item in value if not _is_text_alone(item)]
+                value = [item for item in value if not _does_nothing(item)]
             if value not in (None, []) and name not in _WITHOUT_MEANING:
                 fields.append(f"{name}={_dump(value)}")
         return f"{type(node).__name__}({', '.join(fields)})"
@@ -104,9 +104,9 @@ def _constant(value: Any) -> str:
     return hex(value) if type(value) is int else ascii(value)
 
 
-def _is_text_alone(node: Any) -> bool:
-    """Say whether a statement is a text that does nothing: a docstring, also of a field."""
-    return (
+def _does_nothing(node: Any) -> bool:
+    """Say whether a statement is `pass` or a docstring, also of a field."""
+    return isinstance(node, ast.Pass) or (
         isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)
         and isinstance(node.value.value, str)

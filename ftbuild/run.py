@@ -6,17 +6,18 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftbuild import __version__
 from ftbuild.action import Action, Output
 from ftbuild.digest import Digest, canonical_json
 from ftbuild.errors import ActionError, Problem, problems_from
-from ftbuild.graph import Edge
+from ftbuild.graph import Edge, RuleFacts
 from ftbuild.kinds import KINDS, missing_files
 from ftbuild.lockfile import Lock, check_environment
 from ftbuild.registry import load_rule
@@ -27,10 +28,15 @@ from ftbuild.store.store import Store
 from ftbuild.store.trees import Tree
 from ftbuild.workers import Exit, Workers
 
+if TYPE_CHECKING:
+    from ftbuild.rule import Rule
+
 _KINDS = {kind.kind: kind for kind in KINDS}
 Ready = Mapping[tuple[str, str | None], tuple[Output, Tree, Path]]
 """The inputs of an action, laid out, by target and part."""
 
+_HOST = socket.gethostname()
+_PYTHON = ".".join(map(str, sys.version_info[:3]))
 _TAIL_LINES = 15
 _LARGE_BYTES = 64 << 10
 """Smaller input files are copied rather than linked into an output; see Context.link."""
@@ -42,9 +48,9 @@ class Shell:
 
     path: str
 
-    def variables(self, work: Path) -> dict[str, str]:
+    def variables(self, work: str) -> dict[str, str]:
         """Return the variables for an action that works in `work`."""
-        return {"PATH": self.path, "HOME": str(work), "TMPDIR": str(work), "LANG": "C.UTF-8"}
+        return {"PATH": self.path, "HOME": work, "TMPDIR": work, "LANG": "C.UTF-8"}
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,9 @@ class Runner:
     logs: Path
     statcache: Path
     """The file of the stat cache, which workers read too."""
+    _desks: threading.local = field(default_factory=threading.local)
+    """A desk for each thread."""
+    _rules: dict[str, "Rule"] = field(default_factory=dict)
 
     def run(
         self,
@@ -96,11 +105,45 @@ class Runner:
             FtbuildError: the machine or the environment cannot run it.
         """
         check_environment(action.facts.pins, self.lock, action.target.label)
-        place = self.store.workspace()
+        if not hasattr(self._desks, "desk"):
+            self._desks.desk = Desk(self.store.workspace())
+        desk: Desk = self._desks.desk
+        out = self.store.workspace()
         try:
-            return _Run(self, action, inputs, place, cpus, gpus, on_event).go()
+            return _Run(self, action, inputs, desk, out, cpus, gpus, on_event).go()
         finally:
-            self.store.forget(place)
+            self.store.forget(out)
+            desk.clear()
+
+    def rule(self, facts: RuleFacts) -> "Rule":
+        """Return a rule that this process itself calls, loaded once."""
+        if facts.name not in self._rules:
+            self._rules[facts.name] = load_rule(self.root, facts)
+        return self._rules[facts.name]
+
+
+class Desk:
+    """The private folders in which one thread's actions run, one after another.
+
+    They are made once and left empty after each action: thousands of tiny actions would pay
+    more for folders than for their work.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.work = f"{place}/work"
+        """Where an action runs: an empty folder."""
+        self.log = f"{place}/log"
+        self.sources = f"{place}/sources"
+        self.document = f"{place}/action.json"
+        os.mkdir(self.work)
+
+    def clear(self) -> None:
+        """Remove what an action left."""
+        if os.listdir(self.work):
+            shutil.rmtree(self.work)
+            os.mkdir(self.work)
+        if os.path.isdir(self.sources):
+            shutil.rmtree(self.sources)
 
 
 class _Run:
@@ -109,38 +152,40 @@ class _Run:
         runner: Runner,
         action: Action,
         inputs: Ready,
-        place: Path,
+        desk: Desk,
+        out: Path,
         cpus: int,
         gpus: tuple[str, ...],
         on_event: Callable[[dict[str, Any]], None],
     ) -> None:
         self.runner, self.action, self.inputs = runner, action, inputs
-        self.place, self.cpus, self.gpus, self.on_event = place, cpus, gpus, on_event
-        self.out, self.work = place / "out", place / "work"
+        self.desk, self.out = desk, out
+        self.cpus, self.gpus, self.on_event = cpus, gpus, on_event
         self.result: dict[str, Any] = {"adopted": {}, "facts": {}, "fragments": None}
         self.problems: tuple[Problem, ...] = ()
         self.warnings: list[str] = []
 
     def go(self) -> Done:
-        os.mkdir(self.out)
-        os.mkdir(self.work)
-        log_path = self.place / "log"
         began = time.monotonic()
-        with open(log_path, "wb") as log:
+        log = os.open(self.desk.log, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
             runs = self._process if self.action.facts.runs == "process" else self._worker
-            end = runs(log.fileno())
+            end = runs(log)
+            is_silent = os.fstat(log).st_size == 0
+        finally:
+            os.close(log)
         if end.status != 0 or self.problems:
-            raise self._failure(end, log_path)
+            raise self._failure(end)
         self._check_sources()
         tree = self._ingest()
-        log_digest = self._keep_log(log_path)
+        log_digest = None if is_silent else self.runner.store.put_file(Path(self.desk.log))
         snapshots = self._keep_sources()
         provenance = {
             "seconds": round(time.monotonic() - began, 3),
             "finished_at": int(time.time()),
-            "host": socket.gethostname(),
+            "host": _HOST,
             "ftbuild": __version__,
-            "python": ".".join(map(str, sys.version_info[:3])),
+            "python": _PYTHON,
             "label": self.action.target.label,
             "max_rss_bytes": end.max_rss_bytes,
             "is_reproducible": self.action.facts.is_reproducible,
@@ -159,17 +204,17 @@ class _Run:
     def _process(self, log: int) -> Exit:
         from ftbuild.worker import rule_inputs  # pydantic: only when a command runs here
 
-        rule = load_rule(self.runner.root, self.action.facts)
+        rule = self.runner.rule(self.action.facts)
         params = rule.params.model_validate_json(canonical_json(self.action.document["params"]))
         given = rule.inputs.model_validate(rule_inputs(self._plain_inputs()))
         command = rule.function(None, given, params)
         environment = {
-            **self.runner.shell.variables(self.work),
+            **self.runner.shell.variables(self.desk.work),
             **_devices(self.gpus),
             **command.environment,
             "out": str(self.out),
         }
-        return self.runner.workers.run_command(command.argv, environment, self.work, log)
+        return self.runner.workers.run_command(command.argv, environment, self.desk.work, log)
 
     def _worker(self, log: int) -> Exit:
         runner, action = self.runner, self.action
@@ -180,17 +225,17 @@ class _Run:
             "inputs": self._plain_inputs(),
             "document": action.document,
             "out": str(self.out),
-            "work": str(self.work),
+            "work": self.desk.work,
             "scratch": str(runner.store.scratch(action.key)),
             "cpus": self.cpus,
-            "environment": {**runner.shell.variables(self.work), **_devices(self.gpus)},
+            "environment": {**runner.shell.variables(self.desk.work), **_devices(self.gpus)},
             "store": str(runner.store.root),
             "statcache": str(runner.statcache),
             "known": self._linkable(),
         }
-        path = self.place / "action.json"
-        path.write_text(json.dumps(document), encoding="utf-8")
-        return runner.workers.run_worker(path, action.facts.preload, log, self._hear)
+        with open(self.desk.document, "w", encoding="utf-8") as file:
+            json.dump(document, file)
+        return runner.workers.run_worker(self.desk.document, action.facts.preload, log, self._hear)
 
     def _hear(self, event: dict[str, Any]) -> None:
         if "done" in event:
@@ -215,20 +260,19 @@ class _Run:
                 plain.setdefault(edge.field, {"list": []})["list"].append(value)
             else:
                 plain.setdefault(edge.field, {"table": {}})["table"][edge.place] = value
-        for field, found in self.action.sources.items():
+        for name, found in self.action.sources.items():
             if isinstance(found, dict):
-                table = {k: self._plain_source(v, f"{field}/{k}") for k, v in found.items()}
-                plain[field] = {"table": table}
+                table = {k: self._plain_source(v, f"{name}/{k}") for k, v in found.items()}
+                plain[name] = {"table": table}
             else:
-                plain[field] = self._plain_source(found, field)
-        for field, name in self.action.target.variables:
-            given = {"variable": [name, self.runner.environment.get(name)]}
-            plain.setdefault(field, {"list": []})["list"].append(given)
+                plain[name] = self._plain_source(found, name)
+        for name, variable in self.action.target.variables:
+            given = {"variable": [variable, self.runner.environment.get(variable)]}
+            plain.setdefault(name, {"list": []})["list"].append(given)
         return plain
 
     def _plain_source(self, source: Resolved, folder: str) -> dict[str, Any]:
-        directory = self.place / "sources" / folder
-        files = self.runner.resolver.materialise(source, str(directory))
+        files = self.runner.resolver.materialise(source, f"{self.desk.sources}/{folder}")
         if source.function is not None:
             return {"function": [files[0][0], source.function, source.spec]}
         return {"source": files, "spec": str(source.spec)}
@@ -260,12 +304,6 @@ class _Run:
             )
         return tree
 
-    def _keep_log(self, path: Path) -> Digest | None:
-        """Keep the log beside the record, if there is anything in it."""
-        if path.stat().st_size == 0:
-            return None
-        return self.runner.store.put_file(path)
-
     def _keep_sources(self) -> list[Digest]:
         """Keep copies of small local sources: `why` shows the rows that changed since."""
         kept = []
@@ -275,13 +313,13 @@ class _Run:
                     kept.append(self.runner.store.put_file(Path(where)))
         return kept
 
-    def _failure(self, end: Exit, log: Path) -> Failed:
+    def _failure(self, end: Exit) -> Failed:
         label = self.action.target.label
         kept = self.runner.logs / f"{label.strip('/').replace('/', '_').replace(':', '_')}.log"
         kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(log, kept)
+        shutil.copyfile(self.desk.log, kept)
         problems = self.problems or (_died(label, end),)
-        with open(log, encoding="utf-8", errors="replace") as file:
+        with open(self.desk.log, encoding="utf-8", errors="replace") as file:
             tail = file.read().splitlines()[-_TAIL_LINES:]
         return Failed(problems, tail)
 

@@ -10,7 +10,6 @@ from ftbuild.wording import as_toml, did_you_mean, kind_of_value
 
 RESERVED = ("project", "run", "cache", "profile")
 """Names of tables that no rule may have."""
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True)
@@ -66,18 +65,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             "How many actions run at the same time.",
             {"type": "integer", "minimum": 1},
         ),
-        "trackers": _texts('["tensorboard"]', "Where metrics go besides the log."),
-        "log_level": Setting(
-            f"one of {', '.join(as_toml(level) for level in LOG_LEVELS)}",
-            lambda v: v in LOG_LEVELS,
-            '"info"',
-            "How much of an action's log is shown.",
-            {"enum": list(LOG_LEVELS)},
-        ),
     },
     "cache": {
         "dir": _text("~/.cache/ftbuild", "The store's directory."),
-        "remote": _text("s3://bucket/ftbuild", "A store that is shared with others."),
         "max_size": Setting(
             "a size",
             lambda v: isinstance(v, str) and parse_size(v) is not None,
@@ -92,7 +82,6 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             "`ftbuild gc` drops what was not used for so long.",
             {"type": "string", "examples": ["30 d"]},
         ),
-        "keep_sources": _text("30 d", "How long fetched sources are kept."),
     },
 }
 

@@ -44,6 +44,11 @@ class Slots:
             min(wanted.get("memory", 0), self.memory_bytes),
         )
 
+    @property
+    def are_full(self) -> bool:
+        """Say whether no core is free, so that nothing can start."""
+        return sum(share.cpus for share, _ in self._used.values()) >= self.cpus
+
     def take(self, label: str, share: Share) -> tuple[str, ...] | None:
         """Reserve `share`; return the names of the GPUs, or None where it does not fit now."""
         used = [s for s, _ in self._used.values()]

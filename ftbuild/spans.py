@@ -145,7 +145,7 @@ class _Collector:
         return path
 
     def pair(self, node: "Node", table: KeyPath) -> None:
-        key, *values = node.named_children
+        key, *values = [n for n in node.named_children if n.type != "comment"]
         path = self.keys(key, table, enter_arrays=False)
         if values:  # a broken file may have none
             self.spots[path] = (self.spots[path][0], self.spot(values[-1]))

@@ -35,13 +35,13 @@ def table_between(
     home, plain = labels.split(label)
     written = plain if home == reader.package else f"//{home}:{plain}"
     name = f"{plain.partition('[')[0]}_{takes[0]}"
-    lines = [f"add `{rule.name}` between them:", f"[{rule.name}.{as_key(name)}]"]
+    lines = [f'add this, and write `{dotted(path)} = "{name}"` here']
+    lines.append(f"[{rule.name}.{as_key(name)}]")
     for field in _required(rule):
-        value = reader.attributes.get(field, "…")
+        value = "…" if field == path[0] else reader.attributes.get(field, "…")
         if entry is not None and field == entry.name:
             value = [written] if entry.shape == "list" else written
         lines.append(f"{field} = {as_toml(value)}")
-    lines.append(f'and here write `{dotted(path)} = "{name}"`')
     return "\n".join(lines)
 
 

@@ -11,13 +11,13 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from ftbuild.root import LARGEST_BYTES
 from ftbuild.spans import Finding, Spot, locate
 from ftbuild.wording import as_key
 
-LARGEST_BYTES = 4 << 20
 DEEPEST = 32
 _LONG_KEY = re.compile(
-    rb"(?m)(?:^[ \t]*\[{0,2}|[{,])[ \t]*(?:[A-Za-z0-9_\"'-]+[ \t]*\.[ \t]*){%d}" % DEEPEST
+    rb"(?m)(?:^[ \t]*\[{0,2}|[{,])[ \t]*((?:[A-Za-z0-9_\"'-]+[ \t]*\.[ \t]*){%d})" % DEEPEST
 )
 _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _TWICE = re.compile(r"Cannot (?:declare|mutate immutable namespace) (\(.*\))(?: twice)?")
@@ -49,15 +49,16 @@ def parse(text: bytes, name: str) -> tuple[dict[str, Any] | None, list[Finding]]
     if wrong := _not_utf8(text, name):
         return None, [wrong]
     if match := _LONG_KEY.search(text):
-        return None, [_too_deep(name, _spot_of(text, match.start() + 1))]
+        return None, [_too_deep(name, _spot_of(text, match.start(1)))]
     try:
         return tomllib.loads(text.decode()), []
     except RecursionError:
         return None, [_too_deep(name, None)]
     except tomllib.TOMLDecodeError as error:
         return None, [_syntax(str(error), text, name)]
-    except ValueError:  # Python refuses to read numbers of more than 4,300 digits
-        return None, [Finding("E0107", f"`{name}` holds a number that is too long to read", name)]
+    except ValueError:
+        what, fix = f"`{name}` holds a number that is too long to read", _LONGEST_NUMBER
+        return None, [Finding("E0107", what, name, fix=fix)]
 
 
 def too_deep(name: str, path: tuple[str | int, ...]) -> Finding:
@@ -66,6 +67,7 @@ def too_deep(name: str, path: tuple[str | int, ...]) -> Finding:
 
 
 _DEEP = f"tables and lists nest deeper than {DEEPEST} levels"
+_LONGEST_NUMBER = "Python reads numbers of up to 4,300 digits"
 _DEEP_FIX = "no rule takes values as deep as that; is a bracket missing?"
 
 
@@ -148,5 +150,5 @@ def _syntax_fix(words: str, text: bytes, spot: Spot) -> str:
     if words.startswith("Expected '='"):
         return "a line is `key = value`, or a header such as `[sft.helper]`"
     if words.startswith(("Unclosed", "Unterminated", "Illegal", "Expected")):
-        return "is a quote, a bracket or a comma missing on this line or the one before?"
+        return "is a quote, a bracket or a comma missing here, or on a line before?"
     return "https://toml.io shows what TOML looks like"

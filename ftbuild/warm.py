@@ -83,6 +83,8 @@ def _become_worker(action: str, log: int, events: int) -> None:
         os.dup2(log, 2)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
+        # A kill must not take with it what the rule has printed until then.
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a text file
         with open(action, encoding="utf-8") as file:
             document = json.load(file)
         os.chdir(document["work"])

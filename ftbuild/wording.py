@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_LONGEST_SHOWN = 80
 
 
-def shown(text: str) -> str:
+def shown(text: str, longest: int = 80) -> str:
     """Return `text` fit for one line of a terminal: no control characters, not too long."""
-    safe = text if text.isprintable() else ascii(text)[1:-1]
-    return safe if len(safe) <= _LONGEST_SHOWN else safe[: _LONGEST_SHOWN - 1] + "…"
+    safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: longest + 1])
+    return safe if len(safe) <= longest else safe[: longest - 1] + "…"
 
 
 def as_key(text: str) -> str:

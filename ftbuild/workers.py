@@ -44,7 +44,7 @@ class Workers:
         self._is_stopped = False
 
     def run_command(
-        self, argv: Sequence[str], environment: Mapping[str, str], work: Path, log: int
+        self, argv: Sequence[str], environment: Mapping[str, str], work: str, log: int
     ) -> Exit:
         """Run a command to its end in the folder `work`.
 
@@ -70,7 +70,7 @@ class Workers:
 
     def run_worker(
         self,
-        action: Path,
+        action: str,
         preload: Sequence[str],
         log: int,
         on_event: Callable[[dict[str, Any]], None],
@@ -153,14 +153,14 @@ class WarmParent:
         threading.Thread(target=self._read, daemon=True).start()
 
     def fork(
-        self, action: Path, preload: Sequence[str], descriptors: tuple[int, int]
+        self, action: str, preload: Sequence[str], descriptors: tuple[int, int]
     ) -> tuple[int, Replies]:
         """Ask for a worker; return its pid and the queue in which its end will arrive."""
         replies: Replies = SimpleQueue()
         with self._lock:
             self._count += 1
             self._waiting[self._count] = replies
-            request = {"id": self._count, "action": str(action), "preload": list(preload)}
+            request = {"id": self._count, "action": action, "preload": list(preload)}
             try:
                 socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
             except OSError as e:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ftbuild import __version__
-from ftbuild.digest import hash_file
+from ftbuild.digest import hash_bytes, hash_file
 from ftbuild.graph import Graph
 from ftbuild.history import FOLDER, replace_file, workspace_folder
 
 _NAME = "graph.bin"
-_FORMAT = ("graph 1", __version__, sys.implementation.cache_tag)
+_FORMAT = ("graph 2", __version__, sys.implementation.cache_tag)
 _KEPT = 4
 
 
@@ -52,7 +52,7 @@ class Workspace:
         ) and all(hash_file(path) == digest for path, digest in self.files.items())
 
 
-Request = tuple[str | None, tuple[str, ...], bool, tuple[str, ...]]
+Request = tuple[str, str | None, tuple[str, ...], bool, tuple[str, ...]]
 
 
 def load(
@@ -71,7 +71,8 @@ def load(
         ManifestError: with all that is wrong in all files.
     """
     packages = tuple(sorted({name.partition(":")[0] for name in wanted if name.startswith("//")}))
-    request = (profile, tuple(overrides), everything, packages)
+    # The root too: a copied workspace brings graphs along that follow from the original's files.
+    request = (str(root.resolve()), profile, tuple(overrides), everything, packages)
     # What `everything` consists of is not known before looking: never taken from the cache.
     found = None if everything else _cached(root, request)
     if found is None:
@@ -84,13 +85,13 @@ def _read(root: Path, request: Request, wanted: Sequence[str]) -> Workspace:
     from ftbuild import graph, manifest
     from ftbuild.registry import Registry
 
-    profile, overrides, everything, _ = request
+    _, profile, overrides, everything, _ = request
     read = manifest.read(
         root, profile=profile, overrides=overrides, everything=everything, wanted=wanted
     )
     registry = Registry(root, read.project.rules)
     built = graph.build(read, registry)
-    files: dict[str, str] = {str(root / n): hash_file(root / n) for n in read.files}
+    files: dict[str, str] = {str(root / n): hash_bytes(text) for n, text in read.texts.items()}
     stats = {}
     for name in read.project.rules:
         files[str(root / name)] = hash_file(root / name)
@@ -111,7 +112,7 @@ def _answers(root: Path) -> dict[Request, Any]:
     try:
         form, answers = marshal.loads((root / FOLDER / _NAME).read_bytes())
         return answers if form == _FORMAT else {}
-    except (OSError, ValueError, EOFError, TypeError):
+    except (OSError, ValueError, EOFError, TypeError, AttributeError):
         return {}
 
 

@@ -51,19 +51,24 @@ def make_tokenizer(
     template: str | dict[str, str] | None = CHATML,
     *,
     merges: Sequence[tuple[str, str]] = (),
+    more_special: Sequence[str] = (),
 ) -> Any:
-    """Save the byte tokenizer with a chat template; `merges` are pairs of byte-level letters."""
+    """Save the byte tokenizer with a chat template; `merges` are pairs of byte-level letters.
+
+    `more_special` are special tokens that follow those of `SPECIAL`.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {letter: byte for byte, letter in enumerate(_letters())}
-    start = len(vocabulary) + len(SPECIAL)
+    names = [*SPECIAL, *more_special]
+    start = len(vocabulary) + len(names)
     merged = {left + right: start + number for number, (left, right) in enumerate(merges)}
-    special = {token: len(vocabulary) + number for number, token in enumerate(SPECIAL)}
+    special = {token: len(vocabulary) + number for number, token in enumerate(names)}
     backend = Tokenizer(models.BPE(vocab=vocabulary | special | merged, merges=list(merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(SPECIAL)
+    backend.add_special_tokens(names)
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", BOS)]
     )

@@ -61,6 +61,12 @@ def damage(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def truncate(path: Path, size: int) -> None:
+    """Cut a read-only file of the store short."""
+    os.chmod(path, 0o644)
+    os.truncate(path, size)
+
+
 def flip_bit(path: Path, bit: int) -> None:
     data = bytearray(path.read_bytes())
     data[bit // 8] ^= 1 << bit % 8

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_layers import LAYERS
 
 from ftbuild import keys
 from ftbuild.digest import Digest
+from test_layers import LAYERS
 
 ROOT = Path(__file__).parent.parent
 WHERE = ("*.md", "*/*.md", "examples/*/*.md", "rules/ftbuild_rules/**/*.md")

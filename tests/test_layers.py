@@ -24,9 +24,9 @@ __version__ errors digest labels units
 kinds view rule wording rows
 store.*
 api testing
-spans declaration settings tomlfile packages overlay matrix manifest
+root spans declaration settings tomlfile packages overlay matrix manifest
 nodes rulesource rulefile registry
-suggestions mistakes queries localfiles attributes graph joining schema
+lookup suggestions mistakes queries localfiles attributes graph joining schema
 keys lockfile usersettings
 sources.*
 action history plan locking

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
@@ -82,13 +83,18 @@ def make_model(directory: Path, *, dtype: str = "float32", seed: int = 0, **sett
 
 
 def make_tokens(
-    directory: Path, rows: Sequence[Mapping[str, Sequence[int]]], *, per_shard: int = 100
+    directory: Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    per_shard: int = 100,
+    form: str | None = None,
 ) -> Path:
     """Save rows of ids as a `tokens` artifact."""
     import pyarrow as pa
 
     columns = list(rows[0])
-    schema = pa.schema([(name, pa.list_(pa.int32())) for name in columns])
+    ids = pa.list_(pa.int32())
+    schema = pa.schema([(name, pa.bool_() if name == "label" else ids) for name in columns])
     (directory / "data").mkdir(parents=True)
     for number, first in enumerate(range(0, len(rows), per_shard)):
         table = pa.Table.from_pylist([dict(r) for r in rows[first : first + per_shard]], schema)
@@ -96,7 +102,7 @@ def make_tokens(
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             writer.write_table(table)
     about = {
-        "form": "sft" if "labels" in columns else "preference",
+        "form": form or ("sft" if "labels" in columns else "preference"),
         "rows": len(rows),
         "max_length": 64,
         "chat_template": hashlib.sha256(TEMPLATE.encode()).hexdigest(),
@@ -116,6 +122,23 @@ def sft_rows(count: int = 12, *, seed: int = 0) -> list[dict[str, list[int]]]:
         ids = [random_.randrange(3, 300) for _ in range(random_.randrange(8, 16))]
         masked = len(ids) // 3
         rows.append({"input_ids": ids, "labels": [-100] * masked + ids[masked:]})
+    return rows
+
+
+def step_rows(count: int = 12, *, seed: int = 2) -> list[dict[str, list[int]]]:
+    """Return rows of two to four steps that each end with the id 8 and are right or wrong."""
+    import random
+
+    random_ = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        ids = [random_.randrange(9, 300) for _ in range(random_.randrange(2, 5))]
+        labels = [-100] * len(ids)
+        for _ in range(random_.randrange(2, 5)):
+            step = [random_.randrange(9, 300) for _ in range(random_.randrange(1, 5))]
+            ids += [*step, 8]
+            labels += [-100] * len(step) + [random_.randrange(2)]
+        rows.append({"input_ids": ids, "labels": labels})
     return rows
 
 

@@ -26,12 +26,13 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 def report(error: BaseException, args: Sequence[str]) -> int:
     """Say on standard error what went wrong and return the exit code."""
-    if isinstance(error, SystemExit):  # argparse after --help
-        return error.code if isinstance(error.code, int) else 1
     if isinstance(error, BrokenPipeError):
         _silence()
         return _BROKEN_PIPE_EXIT
     try:
+        if isinstance(error, SystemExit):  # argparse after --help
+            sys.stdout.flush()
+            return error.code if isinstance(error.code, int) else 1
         return _explain(error, args)
     except BrokenPipeError:
         _silence()
@@ -64,7 +65,7 @@ def show(rendered: str, args: Sequence[str]) -> None:
 
 def error_lines(rendered: str) -> Iterator[Line]:
     """Yield the lines of a rendered error with their styles."""
-    for text in rendered.splitlines():
+    for text in rendered.split("\n"):
         bare = text.strip()
         if text.startswith("error"):
             head, colon, what = text.partition(": ")

@@ -1,8 +1,8 @@
 # PYTHON_ARGCOMPLETE_OK
 """The command `ftbuild`: find the command's name, run its module, turn what happens into a code.
 
-Start-up counts here: this module imports only what Python has loaded anyway, a build with nothing to
-do ends before any parser is made, and only the chosen command's module is loaded.
+Start-up counts here: this module imports only what Python has loaded anyway, a build with
+nothing to do ends before any parser is made, and only the chosen command's module is loaded.
 """
 
 import io

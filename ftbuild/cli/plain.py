@@ -10,7 +10,7 @@ from typing import Protocol, Self, TextIO
 
 from ftbuild.cli import render, terminal
 from ftbuild.cli.terminal import Line
-from ftbuild.events import Event, Finished, Progress, Started, Summary, Warned, to_json
+from ftbuild.events import Event, Finished, Progress, Started, Summary, Waiting, Warned, to_json
 from ftbuild.view import Span
 
 _HEARTBEAT_S = 60.0  # CI systems end a job that is silent for ten minutes
@@ -102,6 +102,8 @@ class PlainReporter:
                 self._started(event)
             elif isinstance(event, Progress):
                 self._progress[event.label] = event
+            elif isinstance(event, Waiting):
+                self._waiting(event)
             elif isinstance(event, Finished):
                 self._finished(event)
             elif isinstance(event, Warned):
@@ -114,6 +116,10 @@ class PlainReporter:
         if self._detail >= Detail.CHANGES:
             reason = f" ({terminal.one_line(event.reason)})" if event.reason else ""
             self._line((Span(f"{event.label}: started{reason}"),))
+
+    def _waiting(self, event: Waiting) -> None:
+        if self._detail >= Detail.CHANGES:
+            self._line((Span(f"{event.label}: waits for another build that runs it"),))
 
     def _finished(self, event: Finished) -> None:
         self._since.pop(event.label, None)

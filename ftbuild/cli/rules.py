@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ftbuild.cli import terminal
 from ftbuild.cli.flags import open_registry
 from ftbuild.cli.terminal import Line, plain
+from ftbuild.kinds import KINDS
 from ftbuild.view import Span
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def _input(field: "InputField") -> dict[str, Any]:
             "function": "file.py:function",
         }[field.outside]
     else:
-        what = f"label of {' or '.join(kind.kind for kind in field.kinds) or 'any kind'}"
+        is_any = set(field.kinds) == set(KINDS)
+        what = f"label of {'any target' if is_any else ' or '.join(k.kind for k in field.kinds)}"
     what = {"one": what, "list": f"list: {what}", "table": f"table: {what}"}[field.shape]
     found = {"name": field.name, "type": what, "required": field.is_required}
     return {**found, "default": None, "bounds": "", "help": flat(field.help)}

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ftbuild.digest import Digest
-from ftbuild.errors import MachineError, UsageError
+from ftbuild.errors import MachineError
 from ftbuild.lockfile import Pin, PinnedFile
 from ftbuild.sources.local import endings
 
 MAX_BYTES = 1 << 40
 _BLOCK_BYTES = 1 << 20
-_LOCAL = ("file", "local")
 
 Keep = Callable[[Path], Digest]
 
@@ -24,13 +23,8 @@ def fetch(spec: str, directory: Path, keep: Keep) -> Pin:
     """Download the files of `spec` into `directory`, keep them, and return what they are.
 
     Raises:
-        UsageError: E0460, it names a file of this machine.
         MachineError: E0461, fsspec or its part for this address is missing, or nothing is there.
     """
-    if spec.partition(":")[0] in _LOCAL:
-        raise UsageError(
-            f"`{spec}` is a file of this machine", code="E0460", fix="write its path alone"
-        )
     try:
         files = [_keep_file(*found, directory / "download", keep) for found in _files(spec)]
     except (OSError, ValueError, ImportError) as e:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ftbuild import queries, rulesource
+from ftbuild import localfiles, queries, rulesource
 from ftbuild.digest import Digest, hash_value
 from ftbuild.errors import CorruptError, FtbuildError, MachineError
 from ftbuild.graph import RuleFacts, Target
@@ -17,7 +17,7 @@ from ftbuild.store.actions import Record
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
 
-_REMOTE = frozenset({"pypi", "hf", "sql"})
+_REMOTE = frozenset({*localfiles.SCHEMES, "sql"})
 _QUERY_FORMAT = 1
 
 
@@ -53,8 +53,8 @@ def scheme(spec: object) -> str | None:
     """Return the scheme of a remote source's address, or None for a local one."""
     if not isinstance(spec, str):
         return None
-    head, colon, rest = spec.partition(":")
-    return head if colon and (head in _REMOTE or rest.startswith("//")) else None
+    head, colon, _ = spec.partition(":")
+    return head if colon and (head in _REMOTE or localfiles.is_bucket(spec)) else None
 
 
 def addresses(spec: Any) -> list[str]:
@@ -169,7 +169,7 @@ class Resolver:
             isinstance(one, str) and scheme(one) is None for one in spec
         )
         if is_mixed:
-            return self._list(spec, package, part)
+            return self._several(spec, package, part)
         if isinstance(spec, dict) and queries.is_sqlite(spec):
             return self._query(spec, package)
         if remote := addresses(spec):
@@ -186,16 +186,15 @@ class Resolver:
             files.append((file.relative, self._digest(file.path), file.path, name))
         return Resolved(spec, tuple(files))
 
-    def _list(self, specs: list[Any], package: str, part: Part | None) -> Resolved:
-        """Return the files of several sources in their order, numbered as local ones are."""
-        found = [file for spec in specs for file in self._one(spec, package, part).files]
-        return Resolved(
-            specs,
-            tuple(
-                (f"{number:05d}{local.endings(relative)}", digest, where, name)
-                for number, (relative, digest, where, name) in enumerate(found)
-            ),
-        )
+    def _several(self, specs: list[Any], package: str, part: Part | None) -> Resolved:
+        """Return a list some of whose parts are remote; each part has a folder of its own."""
+        parts = [self._one(spec, package, part) for spec in specs]
+        files = [
+            (f"{number:05d}/{relative}", digest, where, name)
+            for number, found in enumerate(parts)
+            for relative, digest, where, name in found.files
+        ]
+        return Resolved(specs, tuple(files))
 
     def _query(self, table: Mapping[str, Any], package: str) -> Resolved:
         """Return the rows of a query on a SQLite file; it is run again when the file changed."""
@@ -268,11 +267,12 @@ class Resolver:
         for relative, digest, where, name in source.files:
             path = os.path.join(directory, relative)
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            os.symlink(where or self._remote(name, relative, digest), path)
+            os.symlink(where or self._remote(name, digest), path)
             files.append((path, relative, digest, _name_for_people(name, relative)))
         return files
 
-    def _remote(self, spec: str, relative: str, digest: Digest) -> Path:
+    def _remote(self, spec: str, digest: Digest) -> Path:
+        """Return the blob of a remote file, fetched if need be."""
         if not self.store.has_blob(digest):
             self._needs_network(spec)
             with self._workspace() as directory:
@@ -280,7 +280,7 @@ class Resolver:
             if not self.store.has_blob(digest):
                 raise CorruptError(
                     f"`{spec}` is not what the lock says",
-                    why=f"{relative} should have the sha256 {digest}",
+                    why=f"a file of it should have the sha256 {digest}",
                     code="E0602",
                     fix="if the change upstream is meant: `ftbuild lock --upgrade "
                     f"'{spec}'`, and `ftbuild plan` shows what that makes stale",

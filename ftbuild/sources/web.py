@@ -96,6 +96,7 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
     ) -> Any:
         old, new = urlsplit(req.full_url), urlsplit(newurl)
         if (old.scheme, old.netloc) != (new.scheme, new.netloc):
+            fp.close()
             raise ValueError(
                 f"it is redirected to {new.scheme}://{new.netloc}; if you trust that, name it"
             )
@@ -104,6 +105,7 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
 
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
+        error.close()
         return f"the server says {error.code} {error.reason}"
     if isinstance(error, urllib.error.URLError):
         return str(error.reason)

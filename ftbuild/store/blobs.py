@@ -9,6 +9,7 @@ large ones unless the stat cache vouches for the inode.
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from ftbuild.digest import Digest, hash_bytes, hash_file
@@ -70,7 +71,9 @@ class Blobs:
             if stat.st_size != len(data) or os.read(descriptor, len(data) + 1) != data:
                 return False
             if time.time() - stat.st_ctime > _RENEW_S:
-                os.utime(path)  # gc spares what is young
+                # gc spares what is young. Of another user's blob only its lock keeps gc away.
+                with suppress(PermissionError):
+                    os.utime(path)
             return True
         finally:
             os.close(descriptor)

@@ -10,6 +10,9 @@ An fsync of a small file costs 0.1 to 7 ms. One `syncfs` takes a whole batch of 
 import os
 import sys
 from collections.abc import Collection
+from contextlib import suppress
+
+from ftbuild.store import disk
 
 _FEW = 8
 """Up to so many files and folders are flushed one by one: syncfs waits for others' bytes too."""
@@ -33,23 +36,13 @@ class Flusher:
         if len(files) + len(folders) > _FEW and _syncfs(self._anchor):
             return
         for path in (*files, *folders):
-            _fsync(path)
+            # A file removed by a person or a gc: who looks for it finds that it is missing.
+            with suppress(FileNotFoundError):
+                disk.sync(path)
 
     def close(self) -> None:
         """Close the descriptor."""
         os.close(self._anchor)
-
-
-def _fsync(path: str) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        # Removed by a person or a gc: who looks for it finds that it is missing.
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _syncfs(descriptor: int) -> bool:

@@ -70,12 +70,13 @@ def open_layout(root: Path) -> Layout:
     try:
         found = disk.read(f"{layout.base}/format")
     except FileNotFoundError:
-        _refuse_newer(root)
-        _create(layout)
-        return layout
+        found = b""
     except OSError as error:
         raise disk.machine_error(error, layout.base) from error
-    if found != b"%d\n" % FORMAT:
+    if not found:
+        _refuse_newer(root)
+        _create(layout)
+    elif found != b"%d\n" % FORMAT:
         raise _newer(root, found.decode("ascii", "replace").strip())
     return layout
 
@@ -85,8 +86,7 @@ def _create(layout: Layout) -> None:
         for name in _FOLDERS:
             os.makedirs(layout.folder(name), exist_ok=True)
         staged = f"{layout.base}/tmp/format-{os.getpid()}-{os.urandom(4).hex()}"
-        disk.write_new(staged, b"%d\n" % FORMAT)
-        os.rename(staged, f"{layout.base}/format")
+        disk.write_durable(f"{layout.base}/format", b"%d\n" % FORMAT, staged)
     except OSError as error:
         raise disk.machine_error(error, layout.base) from error
 

@@ -20,8 +20,9 @@ def register(layout: Layout, state: Path) -> None:
     while its folder is there counts as unreadable.
     """
     folder = os.path.abspath(state)
-    path = f"{layout.folder('roots')}/{hash_bytes(os.fsencode(folder))[:32]}"
-    if os.path.exists(path):
+    named = os.fsencode(folder)
+    path = f"{layout.folder('roots')}/{_name_of(named)}"
+    if os.path.exists(path) and disk.read(path) == named:
         return
     keys = f"{folder}/keys"
     if not os.path.exists(keys):
@@ -29,8 +30,11 @@ def register(layout: Layout, state: Path) -> None:
         with open(keys, "ab"):
             pass
     staged = f"{layout.folder('tmp')}/root-{os.getpid()}-{os.urandom(4).hex()}"
-    disk.write_new(staged, os.fsencode(folder))
-    os.rename(staged, path)
+    disk.write_durable(path, named, staged)
+
+
+def _name_of(named: bytes) -> str:
+    return hash_bytes(named)[:32]
 
 
 def keys_in_use(layout: Layout, *, forget_vanished: bool) -> set[Digest]:
@@ -44,7 +48,10 @@ def keys_in_use(layout: Layout, *, forget_vanished: bool) -> set[Digest]:
     keys: set[Digest] = set()
     for name in sorted(os.listdir(layout.folder("roots"))):
         path = f"{layout.folder('roots')}/{name}"
-        folder = os.fsdecode(disk.read(path))
+        named = disk.read(path)
+        if name != _name_of(named):
+            raise _unreadable(path, "it does not hold the path that it is named after")
+        folder = os.fsdecode(named)
         try:
             os.stat(folder)
         except (FileNotFoundError, NotADirectoryError):

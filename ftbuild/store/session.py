@@ -27,8 +27,7 @@ class Session:
     """The private folders of this process, and the number of its next file."""
 
     def __init__(self, layout: Layout) -> None:
-        self.pid = os.getpid()
-        self.name = f"{self.pid}-{os.urandom(6).hex()}"
+        self.name = f"{os.getpid()}-{os.urandom(6).hex()}"
         self.folder = f"{layout.folder('tmp')}/{self.name}"
         self.pending = f"{layout.folder('pending')}/{self.name}"
         self._numbers = itertools.count()

@@ -173,6 +173,11 @@ class Store:
         """Return where the tree of this digest is laid out, or would be."""
         return Path(self._layout.tree(digest))
 
+    @_in_words
+    def take_away(self, digest: Digest) -> None:
+        """Remove a laid-out tree that is not what its digest says and cannot be mended."""
+        disk.remove(self._layout.tree(digest))
+
     def find(self, key: Digest) -> Record | None:
         """Return the record of an action if it was done and its bytes are there by size."""
         if self._journal is not None:

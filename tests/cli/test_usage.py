@@ -175,11 +175,12 @@ def test_debug_shows_the_traceback(toy: Toy) -> None:
     assert done.stderr.startswith("Traceback (most recent call last):\n")
 
 
-def test_a_broken_pipe_is_quiet(toy: Toy) -> None:
+@pytest.mark.parametrize("args", [["rules"], ["plan", "--help"], ["make", "--json"]])
+def test_a_broken_pipe_is_quiet(toy: Toy, args: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        toy.command("rules"),
+        toy.command(*args),
         cwd=toy.root,
         env=toy.environment,
         stdout=write,

@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+
 from engine.space import PLAIN, Space
+from ftbuild import fastpath
 
 CHAIN = """\
 [command.clean]
@@ -196,3 +198,23 @@ def test_nothing_to_do_is_quick(chain: Space) -> None:
     began = time.process_time()
     chain.make()
     assert time.process_time() - began < 0.2
+
+
+def test_copied_workspace_reads_its_own_manifest(chain: Space, tmp_path: Path) -> None:
+    copy = Space(tmp_path / "copy", chain.store)
+    shutil.copytree(chain.root, copy.root, symlinks=True)
+    copy.edit("FTBUILD.toml", "tr a-z A-Z", "tr a-z b-za")
+    assert copy.make("loud") == ["loud"]
+    assert copy.text("loud") == "ifmmp\n"
+    assert chain.make("loud") == []
+
+
+def test_copied_workspace_takes_no_answer_about_the_original(chain: Space, tmp_path: Path) -> None:
+    raw = str(chain.root / "raw.txt")
+    answer = fastpath.Answer(3, {raw: fastpath.take_stat(raw)}, {}, {}, (), {})
+    fastpath.remember(chain.root, chain.root, fastpath.Request((), None, ()), answer)
+    shutil.copytree(chain.root, tmp_path / "copy", symlinks=True)
+    found = fastpath.try_fast(str(chain.root), [])
+    assert found is not None
+    assert found[0] == 3
+    assert fastpath.try_fast(str(tmp_path / "copy"), []) is None

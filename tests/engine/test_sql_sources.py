@@ -160,20 +160,20 @@ def test_value_that_json_has_not_is_refused(space: Space, value: str, what: str)
     [
         (
             '{ sql = "select 1", url = "postgresql://me:secret@host/db" }',
-            "error[E0404]: `srcs.rows`: `url` holds a password, which everybody who reads "
+            "error[E0406]: `srcs.rows`: `url` holds a password, which everybody who reads "
             "FTBUILD.toml would know",
         ),
         (
             '{ sql = "select 1" }',
-            "error[E0404]: `srcs.rows`: an SQL source needs either `url` or `url_env`",
+            "error[E0406]: `srcs.rows`: an SQL source needs either `url` or `url_env`",
         ),
         (
             '{ sql = "drop table t", url_env = "DB" }',
-            "error[E0404]: `srcs.rows`: `sql` is no SELECT",
+            "error[E0406]: `srcs.rows`: `sql` is no SELECT",
         ),
         (
             '{ sql = "select 1", url_env = "DB", param = { a = 1 } }',
-            "error[E0404]: `srcs.rows`: an SQL source has no key `param`",
+            "error[E0406]: `srcs.rows`: an SQL source has no key `param`",
         ),
     ],
 )

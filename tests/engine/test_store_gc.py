@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from store_kit import build, contents, key_of, open_store, put, record_of
 
 from ftbuild.errors import MachineError
 from ftbuild.store import gc
 from ftbuild.store.actions import Record, encode
 from ftbuild.store.gc import Collected
 from ftbuild.store.store import Store
+from store_kit import build, contents, key_of, open_store, put, record_of
 
 DAY_S = 86_400.0
 LARGE = b"0123456789" * 10_000
@@ -315,3 +315,15 @@ def test_record_goes_before_its_bytes(store: Store, monkeypatch: pytest.MonkeyPa
     _later(monkeypatch, 10)
     store.gc(max_bytes=0)
     assert list(dict.fromkeys(removed))[:3] == ["actions", "trees", "blobs"]
+
+
+def test_damaged_entry_of_a_workspace_stops_gc_until_it_registers_again(
+    tmp_path: Path, store: Store
+) -> None:
+    store.register(tmp_path / ".ftbuild")
+    (root,) = (store.root / "v1" / "roots").iterdir()
+    root.write_bytes(b"")
+    with pytest.raises(MachineError, match="gc cannot tell what a workspace uses"):
+        store.gc(max_bytes=0)
+    store.register(tmp_path / ".ftbuild")
+    assert store.gc(max_bytes=0).records == 0

@@ -13,12 +13,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
-from store_kit import build, contents, damage, key_of, open_store, put, record_of
 
 from ftbuild.errors import MachineError
 from ftbuild.store import disk, durability, journal, session
 from ftbuild.store.durability import Flusher
 from ftbuild.store.store import Store
+from store_kit import build, contents, damage, key_of, open_store, put, record_of, truncate
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def _calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append("syncfs")
         return real_fs(descriptor)
 
-    monkeypatch.setattr(durability.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(durability, "_syncfs", syncfs)
     return calls
 
@@ -284,7 +284,7 @@ def test_pending_record_of_another_boot_is_not_trusted_as_it_is(
 DIE = """
 import os, sys
 from pathlib import Path
-from store_kit import build, open_store
+from store_kit import build, open_store, truncate
 store = open_store(Path(sys.argv[1]))
 for name in "abc":
     build(store, name, {"out": name.encode(), "large": name.encode() * 100_000})
@@ -331,7 +331,7 @@ def test_torn_record_is_not_recovered(tmp_path: Path) -> None:
     _die(tmp_path)
     pending = tmp_path / "store" / "v1" / "pending"
     (path,) = pending.glob(f"*/{key_of('b')}.json")
-    os.truncate(path, 100)
+    truncate(path, 100)
     with open_store(tmp_path) as store:
         assert store.find(key_of("a")) is not None
         assert store.find(key_of("b")) is None

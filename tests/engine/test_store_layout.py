@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from store_kit import build, contents, damage, flip_bit, key_of, open_store, put
 
 from ftbuild.store import blobs, disk
 from ftbuild.store.actions import Record
 from ftbuild.store.blobs import MissingBlob
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
+from store_kit import build, contents, damage, flip_bit, key_of, open_store, put, truncate
 
 LARGE = bytes(range(256)) * 400
 FILES = {"a.txt": b"hello", "data/large.bin": LARGE, "data/sub/b.txt": b"bye"}
@@ -60,7 +60,7 @@ def _tampers() -> dict[str, Callable[[Path], None]]:
     return {
         "small file changed": lambda path: damage(path / "a.txt", b"HELLO"),
         "small file longer": lambda path: damage(path / "a.txt", b"hello, you"),
-        "small file emptied": lambda path: os.truncate(path / "a.txt", 0),
+        "small file emptied": lambda path: truncate(path / "a.txt", 0),
         "file deleted": lambda path: os.unlink(path / "data" / "sub" / "b.txt"),
         "large file deleted": lambda path: os.unlink(path / "data" / "large.bin"),
         "file added": lambda path: (path / "data" / "new").write_text("1"),
@@ -208,7 +208,7 @@ def test_truncated_blob_is_found(store: Store, size: int) -> None:
         record = build(store, len(data), {"out": data})
         (entry,) = record.tree.entries
         shutil.rmtree(store.tree_path(record.tree.digest))
-        os.truncate(store.blob_path(entry.digest), size)
+        truncate(store.blob_path(entry.digest), size)
         with pytest.raises(MissingBlob):
             store.lay_out(record.tree)
 

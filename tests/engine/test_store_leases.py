@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from store_kit import build, key_of, open_store
 
 from ftbuild.store import leases
 from ftbuild.store.store import Store
+from store_kit import build, key_of, open_store
 
 HOLD = """
 import sys

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_kit import build, damage, key_of, open_store, put, record_of
 
 from ftbuild.digest import Digest
 from ftbuild.errors import MachineError
@@ -19,6 +18,7 @@ from ftbuild.store.actions import DamagedRecord, Record, decode, encode
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
 from ftbuild.store.trees import Entry, Tree
+from store_kit import build, damage, key_of, open_store, put, record_of, truncate
 
 EMPTY = hashlib.sha256(b"").hexdigest()
 KEY = Digest("ab" * 32)
@@ -190,10 +190,10 @@ def test_blob_of_the_wrong_size_goes_to_quarantine(tmp_path: Path) -> None:
         record = build(store, "a", {"out": b"12345"})
     with open_store(tmp_path) as store:
         (entry,) = record.tree.entries
-        os.truncate(store.blob_path(entry.digest), 0)
+        truncate(store.blob_path(entry.digest), 0)
         assert store.find(key_of("a")) == record
         assert not store.has_blob(entry.digest)
-        os.truncate(store.tree_path(record.tree.digest) / "out", 0)
+        truncate(store.tree_path(record.tree.digest) / "out", 0)
         assert store.find(key_of("a")) is None
 
 

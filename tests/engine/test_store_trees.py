@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from store_kit import contents, damage, open_store, put, write
 
 from ftbuild.errors import ActionError
 from ftbuild.store.disk import SMALL_BYTES
 from ftbuild.store.statcache import published_mtime_ns
 from ftbuild.store.store import Store
 from ftbuild.store.trees import Entry, Tree
+from store_kit import contents, damage, open_store, put, write
 
 SMALL = b"small\n"
 LARGE = b"large\n" * 20_000

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
+from toy_helper import ending
+
 from ftbuild.api import (
     TOKENIZER,
     Context,
@@ -26,7 +28,6 @@ from ftbuild.api import (
     canonical_json,
     rule,
 )
-from toy_helper import ending
 
 WEIGHTS_AND_WORDS = Part("weights_and_words", ("*.safetensors", "tokenizer.json", "config.json"))
 

@@ -10,11 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from store_kit import contents, key_of, open_store, put, record_of
-
 from ftbuild.store import blobs, leases
 from ftbuild.store.blobs import MissingBlob
 from ftbuild.store.store import Store
+from store_kit import contents, key_of, open_store, put, record_of
 
 ROUNDS = 40
 

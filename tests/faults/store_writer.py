@@ -9,12 +9,11 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from store_kit import contents, key_of, open_store, put, record_of
-
 from ftbuild.errors import FtbuildError
 from ftbuild.store import blobs, disk, durability, journal
 from ftbuild.store.actions import Record, encode
 from ftbuild.store.store import Store
+from store_kit import contents, key_of, open_store, put, record_of
 
 NUM_ACTIONS = 3
 
@@ -34,10 +33,8 @@ def break_store(variant: str) -> None:
         blobs.Blobs.put_bytes = _put_in_place  # type: ignore[method-assign]
     elif variant == "record first":
         journal.Journal.publish = _publish_nothing  # type: ignore[method-assign]
-    elif variant == "no fsync of blobs":
+    elif variant == "flush only records":
         durability.Flusher.flush = _flush_records_only  # type: ignore[method-assign]
-    elif variant == "no fsync":
-        durability.Flusher.flush = lambda self, files, folders: None  # type: ignore[method-assign]
 
 
 def _put_in_place(self: blobs.Blobs, data: bytes) -> str:
@@ -60,7 +57,7 @@ def _flush_records_only(
 ) -> None:
     for path in (*files, *folders):
         if path.endswith(".json") or "/actions" in path:
-            durability._fsync(path)
+            disk.sync(path)
 
 
 def _record_first(store: Store, number: int) -> None:
@@ -71,6 +68,14 @@ def _record_first(store: Store, number: int) -> None:
     staged = store._fresh()
     disk.write_new(staged, encode(record))
     disk.rename_into(staged, target)
+
+
+def _make_durable(store: Store, number: int, variant: str) -> None:
+    if variant in ("flush each", "flush only records"):
+        store.flush()
+    elif variant == "sync pending" and store._session is not None:
+        # Not broken: a disk may write what it likes before it is asked to.
+        disk.sync(f"{store._session.pending}/{key_of(number)}.json")
 
 
 def main(directory: Path, variant: str) -> int:
@@ -85,8 +90,7 @@ def main(directory: Path, variant: str) -> int:
                     _record_first(store, number)
                 record = record_of(number, put(store, files_of(number)))
                 store.publish(record)
-                if variant == "flush each":
-                    store.flush()
+                _make_durable(store, number, variant)
                 os.write(1, b"built %d\n" % number)
             else:
                 os.write(1, b"found %d\n" % number)

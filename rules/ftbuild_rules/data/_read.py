@@ -52,7 +52,7 @@ def files_with_rows(source: Source) -> tuple[list[SourceFile], list[SourceFile]]
     states = [path for path in by_path if PurePosixPath(path).name == _SAVED]
     if states:
         return _saved(by_path, states, source.spec), []
-    if len(source.files) == 1 or all("/" not in p and _is_numbered(p) for p in by_path):
+    if len(source.files) == 1 or all(_is_numbered(p) for p in by_path):
         return list(source.files), []
     holding = [file for file in source.files if _kind(file.name) is not None]
     if not holding:
@@ -68,7 +68,7 @@ def files_with_rows(source: Source) -> tuple[list[SourceFile], list[SourceFile]]
 
 def _is_numbered(path: str) -> bool:
     """Say whether a path within a source is one that files get which were named."""
-    stem = path.partition(".")[0]
+    stem = path.partition("/")[0].partition(".")[0]  # a list that mixes places gives 00001/…
     return stem == "file" or stem.isdecimal()
 
 

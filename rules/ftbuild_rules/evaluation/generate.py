@@ -7,9 +7,6 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from ftbuild_rules.models._files import TEMPLATE_NAME
-from ftbuild_rules.training._lora import require_base
-
 from ftbuild.api import (
     Adapter,
     AttributeProblem,
@@ -25,6 +22,8 @@ from ftbuild.api import (
     canonical_json,
     rule,
 )
+from ftbuild_rules.models._files import TEMPLATE_NAME
+from ftbuild_rules.training._lora import require_base
 
 Messages = list[dict[str, str]]
 

@@ -66,13 +66,13 @@ def command(ctx: Context, inputs: CommandInputs, params: CommandParams) -> Comma
             owner = "the engine" if name in _TAKEN else "another of `srcs`, `deps` and `env`"
             raise RuleError(
                 f"`{name}` names a variable that {owner} sets",
-                code="E0801",
+                code="E0206",
                 fix="give it another name; every variable of a command has one meaning",
             )
         if not _NAME.fullmatch(name):
             raise RuleError(
                 f"`{name}` cannot be the name of a variable",
-                code="E0801",
+                code="E0206",
                 fix="a name has A-Z a-z 0-9 _ and does not begin with a digit",
             )
         if value is not None:  # a variable that is not set stays so

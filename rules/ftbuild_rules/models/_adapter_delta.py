@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ftbuild.api import Adapter, Place, RuleError
 from ftbuild_rules.models._safetensors import StoredTensor, TensorSpec, read_tensors
 from ftbuild_rules.models._torch import TORCH_NAMES, load_tensor
-
-from ftbuild.api import Adapter, Place, RuleError
 
 _PREFIX = "base_model.model."
 # Settings under which the adapter is more than s B A, or under other names.

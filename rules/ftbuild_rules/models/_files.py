@@ -4,9 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from ftbuild_rules.models._safetensors import damaged
-
 from ftbuild.api import RuleError
+from ftbuild_rules.models._safetensors import damaged
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -30,6 +29,7 @@ def weight_files(files: Mapping[str, Path]) -> tuple[str, ...]:
         raise RuleError(
             f"the model has no `{SINGLE_NAME}`",
             code="E0924",
+            why="other weights, such as pickled ones (`.bin`, `.pt`), are not read",
             fix="save it with Transformers' `save_pretrained`",
         )
     try:

@@ -10,12 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ftbuild.api import RuleError, canonical_json
 from ftbuild_rules.models._files import SINGLE_NAME
 from ftbuild_rules.models._gguf_tokenizer import write_tokenizer
 from ftbuild_rules.models._safetensors import TensorSpec, write_tensors
 from ftbuild_rules.models._torch import SAFETENSORS_NAMES, tensor_bytes
-
-from ftbuild.api import RuleError, canonical_json
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 # Key below the architecture's name -> the field of a Transformers config.

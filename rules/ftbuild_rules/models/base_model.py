@@ -7,18 +7,7 @@ and the chat template always as `chat_template.jinja`. Nothing of it can run cod
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
-
-from ftbuild_rules.models._files import INDEX_NAME, TEMPLATE_NAME, weight_files
-from ftbuild_rules.models._gguf import convert_gguf
-from ftbuild_rules.models._safetensors import (
-    StoredTensor,
-    TensorSpec,
-    read_tensors,
-    write_tensors,
-)
-from ftbuild_rules.models._torch import SAFETENSORS_NAMES, load_tensor, tensor_bytes
-from ftbuild_rules.templates._named import templates
+from typing import Annotated, Any, Literal
 
 from ftbuild.api import (
     TOKENIZER,
@@ -27,21 +16,47 @@ from ftbuild.api import (
     Inputs,
     Model,
     Params,
+    Part,
     Place,
     RuleError,
     Source,
     canonical_json,
     rule,
 )
+from ftbuild_rules.models._files import INDEX_NAME, TEMPLATE_NAME, weight_files
+from ftbuild_rules.models._gguf import convert_gguf
+from ftbuild_rules.models._safetensors import (
+    StoredTensor,
+    TensorSpec,
+    read_tensors,
+    write_tensors,
+)
+from ftbuild_rules.models._tokenizer import settle_tokenizer
+from ftbuild_rules.models._torch import SAFETENSORS_NAMES, load_tensor, tensor_bytes
+from ftbuild_rules.templates._named import templates
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+NEEDED = Part(
+    "model",
+    (
+        "config.json",
+        "generation_config.json",
+        "adapter_config.json",
+        "model*.safetensors",
+        "model.safetensors.index.json",
+        "*.gguf",
+        *TOKENIZER.patterns,
+    ),
+)
+"""What counts of a folder or a repository: what stands beside it is neither in the key nor
+fetched. `adapter_config.json` only so as to say that an adapter is no model."""
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 
 
 class BaseModelInputs(Inputs):
     """Where the model comes from."""
 
-    source: Source
+    source: Annotated[Source, NEEDED]
     """A Transformers directory (a folder or `hf:ORG/NAME`), or one GGUF file."""
 
 
@@ -119,6 +134,7 @@ def _take_directory(ctx: Context, files: Mapping[str, Path], dtype: str) -> str 
         target = ctx.out / "config.json"
         target.unlink(missing_ok=True)  # it may be a link to the source
         target.write_bytes(canonical_json({**config, "dtype": dtype}))
+    settle_tokenizer(ctx.out, ctx.scratch)
     return template
 
 

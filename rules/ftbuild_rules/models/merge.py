@@ -14,6 +14,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from ftbuild.api import Adapter, Context, Inputs, Model, Params, RuleError, canonical_json, rule
 from ftbuild_rules.models._adapter_delta import Deltas, apply_delta, read_deltas, require_places
 from ftbuild_rules.models._files import INDEX_NAME, TEMPLATE_NAME, files_of, weight_files
 from ftbuild_rules.models._logits import compare_logits
@@ -25,8 +26,6 @@ from ftbuild_rules.models._safetensors import (
 )
 from ftbuild_rules.models._torch import tensor_bytes
 from ftbuild_rules.training._lora import require_base
-
-from ftbuild.api import Adapter, Context, Inputs, Model, Params, RuleError, canonical_json, rule
 
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 _OUTPUT = "lm_head.weight"

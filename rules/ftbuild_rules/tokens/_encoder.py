@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftbuild_rules.templates._render import Template
-
 from ftbuild.api import Place, RuleError
+from ftbuild_rules.templates._render import Template
 
 Offsets = list[tuple[int, int]]
 

@@ -17,6 +17,7 @@ Allowable = Literal[
     "equal_pairs",
     "prompt_prefix",
     "split_tokens",
+    "template_tokens",
 ]
 
 _FIRST_ROWS = 5
@@ -42,7 +43,8 @@ _SORTS = {
     "too_long": (
         "E0824",
         "are longer than `max_length`",
-        'raise `max_length`, or say what to do with them: `overflow = "drop"` or "truncate"',
+        'raise `max_length`, or say what to do with them: `overflow = "drop"`, "truncate" or '
+        '"split"',
     ),
     "end_of_turn": (
         "E0825",
@@ -70,6 +72,11 @@ _SORTS = {
         "E0829",
         "have a token that reaches over the edge of a trained text",
         "remove the white space at the edges of the answers",
+    ),
+    "template_tokens": (
+        "E0835",
+        "have a token of the chat template that the tokenizer splits",
+        "take a chat template whose tokens the tokenizer knows",
     ),
 }
 

@@ -5,17 +5,21 @@ characters on both sides of a span's edge is neither trained nor masked exactly;
 counted. -100 is what the loss of PyTorch and Transformers leaves out.
 """
 
+import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ftbuild_rules.templates._render import Turn
+from ftbuild_rules.templates._skeleton import has_reasoning
+from ftbuild_rules.templates._turns import Part, Turn
 
 MASKED = -100
 
 EndOfTurn = Literal["all", "turn", "last", "none"]
-Offsets = Sequence[tuple[int, int]]
+Span = tuple[int, int]
+Offsets = Sequence[Span]
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,10 @@ class MaskPolicy:
     train_on: tuple[str, ...]
     train_on_eot: EndOfTurn
     last_turn_only: bool
+    train_on_reasoning: bool = True
+    train_on_tool_calls: bool = True
 
-    def trained(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+    def trained(self, messages: Sequence[Message]) -> list[int]:
         """Return which messages are trained on; a message's own `train` overrides its role."""
         chosen = [
             index
@@ -39,11 +45,66 @@ class MaskPolicy:
         ]
         return chosen[-1:] if self.last_turn_only else chosen
 
-    def roles(self, messages: Sequence[dict[str, Any]]) -> set[str]:
+    def roles(self, messages: Sequence[Message]) -> set[str]:
         """Return the roles whose places in the text must be known."""
         if self.train_on_eot == "all":
             return {message["role"] for message in messages}
-        return {messages[index]["role"] for index in self.trained(messages)}
+        shown = {messages[index]["role"] for index in self.trained(messages)}
+        return shown | {m["role"] for m in messages if m.get("train_detail")}
+
+    def needs_parts(self, messages: Sequence[Message]) -> bool:
+        """Say whether the places of the texts within the messages must be known."""
+        return any(
+            message.get("train_detail")
+            or (not self.train_on_reasoning and has_reasoning(message))
+            or (not self.train_on_tool_calls and message.get("tool_calls"))
+            for message in messages
+        )
+
+    def spans(self, turn: Turn, message: Message, is_trained: bool) -> list[Span]:
+        """Return the parts of a turn that are trained on, in their order."""
+        spans = [(turn.start, turn.end)] if is_trained else []
+        content = next((part for part in turn.parts if part.name == "content"), None)
+        if not self.train_on_reasoning and len(turn.parts) > (content is not None):
+            end = content.start if content is not None else turn.parts[-1].end
+            spans = _without(spans, (turn.start, end))
+        if not self.train_on_tool_calls and message.get("tool_calls"):
+            start = turn.parts[-1].end if turn.parts else turn.start
+            spans = _without(spans, (start, turn.end))
+        if content is not None and message.get("train_detail"):
+            spans = _with_detail(spans, content, json.loads(message["train_detail"]))
+        return spans
+
+
+def _with_detail(
+    spans: list[Span], content: Part, detail: list[tuple[int, int, bool]]
+) -> list[Span]:
+    """Return the spans with a text's own flags: (begin, end, train) in its characters."""
+    for begin, end, is_trained in detail:
+        start = max(content.start, content.start + begin - content.skipped)
+        stop = min(content.end, content.start + end - content.skipped)
+        if start < stop:
+            spans = _without(spans, (start, stop))
+            spans = sorted([*spans, (start, stop)]) if is_trained else spans
+    return _joined(spans)
+
+
+def _without(spans: Iterable[Span], hole: Span) -> list[Span]:
+    pieces = []
+    for start, end in spans:
+        pieces += [(start, min(end, hole[0])), (max(start, hole[1]), end)]
+    return [(start, end) for start, end in pieces if start < end]
+
+
+def _joined(spans: Iterable[Span]) -> list[Span]:
+    """Return sorted spans with those that touch made one: between them is no edge."""
+    out: list[Span] = []
+    for start, end in spans:
+        if out and out[-1][1] == start:
+            out[-1] = (out[-1][0], end)
+        else:
+            out.append((start, end))
+    return out
 
 
 @dataclass(frozen=True)
@@ -55,32 +116,39 @@ class Labelled:
     """A turn that is trained on has no end token that the policy could train."""
     has_split_token: bool
     """A token reaches over the edge of a trained span."""
+    omits: int | None = None
+    """The first message that is trained on though the template leaves out what it thought."""
 
 
 def label_turns(
     ids: Sequence[int],
     offsets: Offsets,
     turns: Iterable[Turn],
-    trained: Sequence[int],
+    messages: Sequence[Message],
     policy: MaskPolicy,
 ) -> Labelled:
     """Return the labels of a conversation's tokens.
 
-    `offsets` are the characters of each token, `trained` the messages that are trained on.
+    `offsets` are the characters of each token.
     """
     labels = [MASKED] * len(ids)
+    trained = policy.trained(messages)
     lacks_eot = has_split_token = False
+    omits: int | None = None
     for turn in turns:
+        is_trained = turn.index in trained
         ender = range(0) if turn.eot is None else _overlapping(offsets, *turn.eot)
-        if turn.index in trained:
-            tokens = _overlapping(offsets, turn.start, turn.end)
+        for span in policy.spans(turn, messages[turn.index], is_trained):
+            tokens = _overlapping(offsets, *span)
             labels[tokens.start : tokens.stop] = ids[tokens.start : tokens.stop]
-            has_split_token |= _is_split(offsets, turn, ender)
+            has_split_token |= _is_split(offsets, span, ender)
         wants_eot = _wants_eot(policy.train_on_eot, turn.index, trained)
         for place in ender:
             labels[place] = ids[place] if wants_eot else MASKED
-        lacks_eot |= wants_eot and turn.index in trained and not ender
-    return Labelled(labels, lacks_eot, has_split_token)
+        lacks_eot |= wants_eot and is_trained and not ender
+        if is_trained and turn.omits_reasoning and policy.train_on_reasoning:
+            omits = turn.index if omits is None else omits
+    return Labelled(labels, lacks_eot, has_split_token, omits)
 
 
 def _wants_eot(choice: EndOfTurn, index: int, trained: Sequence[int]) -> bool:
@@ -98,11 +166,11 @@ def _overlapping(offsets: Offsets, start: int, end: int) -> range:
     return range(first, max(first, stop))
 
 
-def _is_split(offsets: Offsets, turn: Turn, ender: range) -> bool:
-    """Say whether a token, the end token aside, reaches over an edge of the turn."""
+def _is_split(offsets: Offsets, span: Span, ender: range) -> bool:
+    """Say whether a token, the end token aside, reaches over an edge of the span."""
     return any(
         offsets[place][0] < edge < offsets[place][1]
-        for edge in (turn.start, turn.end)
+        for edge in span
         for place in _overlapping(offsets, edge, edge + 1)
         if place not in ender
     )

@@ -9,9 +9,10 @@ Source: https://github.com/huggingface/trl/blob/v1.16.0/trl/trainer/dpo_trainer.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ftbuild_rules.templates._render import TemplateError
+from ftbuild_rules.templates._limits import Call, Result
+from ftbuild_rules.templates._turns import Rendered
 from ftbuild_rules.tokens._findings import Findings
-from ftbuild_rules.tokens._sft import Tally, Task, is_double_bos
+from ftbuild_rules.tokens._sft import Tally, Task, is_double_bos, lint_template_tokens, run_calls
 
 Triple = tuple[list[int], list[int], list[int]]
 _Texts = tuple[str, str, str]
@@ -23,12 +24,15 @@ def preference_rows(
     """Yield the ids of each pair that is kept; `rows` are numbered within their shard."""
     numbers: list[int] = []
     texts: list[str] = []
-    for number, row in rows:
-        found = _texts(task, number, row, tally.findings)
+    calls = [call for _, row in rows for call in _calls(row)]
+    results = run_calls(task, calls, [number for number, _ in rows for _ in range(3)])
+    for place, (number, _) in enumerate(rows):
+        found = _texts(number, results[3 * place : 3 * place + 3], tally.findings)
         if found is not None:
             numbers.append(number)
             texts.extend(found)
             _lint_end(task, number, found, tally.findings)
+            lint_template_tokens(task, number, found[1], tally.findings)
     encoded = task.encoder.encode(texts)
     for place, number in enumerate(numbers):
         prompt, chosen, rejected = encoded[3 * place : 3 * place + 3]
@@ -38,18 +42,25 @@ def preference_rows(
             yield kept
 
 
-def _texts(task: Task, number: int, row: dict[str, Any], findings: Findings) -> _Texts | None:
-    assert task.renderer is not None
+def _calls(row: dict[str, Any]) -> tuple[Call, Call, Call]:
+    """Return what is rendered of a pair: its prompt, and the conversation with each answer."""
     prompt, tools = row["prompt"], row["tools"]
-    try:
-        return (
-            task.renderer.render(prompt, tools, add_generation_prompt=True),
-            task.renderer.render(prompt + row["chosen"], tools),
-            task.renderer.render(prompt + row["rejected"], tools),
-        )
-    except TemplateError as error:
-        findings.add("template", number, str(error))
-        return None
+    return (
+        Call(prompt, tools, None, add_generation_prompt=True),
+        Call(prompt + row["chosen"], tools, None),
+        Call(prompt + row["rejected"], tools, None),
+    )
+
+
+def _texts(number: int, results: Sequence[Result], findings: Findings) -> _Texts | None:
+    texts = []
+    for result in results:
+        if not isinstance(result, Rendered):
+            findings.add("template", number, str(result))
+            return None
+        texts.append(result.text)
+    prompt, chosen, rejected = texts
+    return prompt, chosen, rejected
 
 
 def _lint_end(task: Task, number: int, texts: _Texts, findings: Findings) -> None:
@@ -94,5 +105,6 @@ def _fit(task: Task, number: int, ids: Triple, tally: Tally) -> Triple | None:
     if not chosen or not rejected:
         tally.findings.add("no_trainable_tokens", number)
     elif chosen == rejected:
-        tally.findings.add("equal_pairs", number)
+        detail = "" if ids[1] == ids[2] else "they differ beyond `max_length` alone"
+        tally.findings.add("equal_pairs", number, detail)
     return prompt, chosen, rejected

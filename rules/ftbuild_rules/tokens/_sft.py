@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ftbuild_rules.templates._render import InexactError, Rendered, Renderer, TemplateError
+from ftbuild_rules.templates._limits import Call, LimitedRenderer, LimitError, Result
+from ftbuild_rules.templates._turns import InexactError, Rendered, TemplateError
 from ftbuild_rules.tokens._encoder import Encoder
 from ftbuild_rules.tokens._findings import Findings
 from ftbuild_rules.tokens._masks import MASKED, Labelled, MaskPolicy, label_turns
 
-Overflow = Literal["error", "drop", "truncate"]
+Overflow = Literal["error", "drop", "truncate", "split"]
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,15 @@ class Task:
 
     form: str
     encoder: Encoder
-    renderer: Renderer | None
+    renderer: LimitedRenderer | None
     """None for plain text."""
     policy: MaskPolicy
     train_on_inputs: bool
     max_length: int
-    overflow: Overflow
+    overflow: Overflow | None
+    """None: a row of any length is kept, for packing will cut it."""
+    split_tokens: dict[str, int]
+    """Special tokens of the template that the tokenizer splits, each with its number of tokens."""
 
 
 @dataclass
@@ -33,28 +37,51 @@ class Tally:
     findings: Findings
     dropped: int = 0
     truncated: int = 0
+    split: int = 0
+
+
+_Row = tuple[list[int], list[int]]
+"""Ids and labels."""
 
 
 def sft_rows(
     task: Task, rows: Sequence[tuple[int, dict[str, Any]]], tally: Tally
-) -> Iterator[tuple[list[int], list[int]]]:
+) -> Iterator[_Row]:
     """Yield ids and labels of each row that is kept; `rows` are numbered within their shard."""
     make = _text_rows if task.form == "text" else _message_rows
     for number, ids, labelled in make(task, rows, tally.findings):
         _lint(task, number, ids, labelled, tally.findings)
-        labels = labelled.labels
-        if len(ids) > task.max_length:
-            if task.overflow == "drop":
-                tally.dropped += 1
-                continue
-            if task.overflow == "error":
-                tally.findings.add("too_long", number, f"it has {len(ids):,} tokens")
-            tally.truncated += 1
-            ids, labels = ids[: task.max_length], labels[: task.max_length]
-        # The label of the first token is never used: nothing comes before it to predict it.
-        if all(label == MASKED for label in labels[1:]):
+        pieces = _fit(task, number, (ids, labelled.labels), tally)
+        if pieces and not any(_is_trainable(labels) for _, labels in pieces):
             tally.findings.add("no_trainable_tokens", number)
-        yield ids, labels
+            pieces = pieces[:1]
+        elif len(pieces) > 1:
+            # What is left of a long prompt teaches nothing.
+            pieces = [piece for piece in pieces if _is_trainable(piece[1])]
+        yield from pieces
+
+
+def _fit(task: Task, number: int, row: _Row, tally: Tally) -> list[_Row]:
+    """Return the row as rows within `max_length`: one, none, or all of it in several."""
+    ids, labels = row
+    room = task.max_length
+    if task.overflow is None or len(ids) <= room:
+        return [row]
+    if task.overflow == "drop":
+        tally.dropped += 1
+        return []
+    if task.overflow == "split":
+        tally.split += 1
+        return [(ids[at : at + room], labels[at : at + room]) for at in range(0, len(ids), room)]
+    if task.overflow == "error":
+        tally.findings.add("too_long", number, f"it has {len(ids):,} tokens")
+    tally.truncated += 1
+    return [(ids[:room], labels[:room])]
+
+
+def _is_trainable(labels: Sequence[int]) -> bool:
+    # The label of the first token is never used: nothing comes before it to predict it.
+    return any(label != MASKED for label in labels[1:])
 
 
 _Numbered = tuple[int, list[int], Labelled]
@@ -65,6 +92,9 @@ def _lint(task: Task, number: int, ids: list[int], labelled: Labelled, findings:
         findings.add("double_bos", number)
     if labelled.lacks_eot:
         findings.add("end_of_turn", number)
+    if labelled.omits is not None:
+        message = labelled.omits + 1
+        findings.add("inexact", number, f"it leaves out what is thought in message {message}")
     if labelled.has_split_token:
         findings.add("split_tokens", number)
 
@@ -94,11 +124,7 @@ def _text_rows(
 def _message_rows(
     task: Task, rows: Sequence[tuple[int, dict[str, Any]]], findings: Findings
 ) -> Iterator[_Numbered]:
-    rendered = [
-        (number, row, found)
-        for number, row in rows
-        if (found := _rendered(task, number, row, findings)) is not None
-    ]
+    rendered = _rendered(task, rows, findings)
     texts = [found.text for _, _, found in rendered]
     if task.train_on_inputs:
         for (number, _, _), ids in zip(rendered, task.encoder.encode(texts), strict=True):
@@ -106,20 +132,62 @@ def _message_rows(
         return
     encoded = task.encoder.encode_with_offsets(texts)
     for (number, row, found), (ids, offsets) in zip(rendered, encoded, strict=True):
-        trained = task.policy.trained(row["messages"])
-        yield number, ids, label_turns(ids, offsets, found.turns, trained, task.policy)
+        yield number, ids, label_turns(ids, offsets, found.turns, row["messages"], task.policy)
 
 
-def _rendered(task: Task, number: int, row: dict[str, Any], findings: Findings) -> Rendered | None:
-    """Return the row as text with its turns; None where it has none, which is noted."""
-    assert task.renderer is not None
+def _rendered(
+    task: Task, rows: Sequence[tuple[int, dict[str, Any]]], findings: Findings
+) -> list[tuple[int, dict[str, Any], Rendered]]:
+    """Return the rows with their text and turns, without those that have none: they are noted."""
+    calls = [_call(task, row) for _, row in rows]
+    out = []
+    for (number, row), found in zip(
+        rows, run_calls(task, calls, [number for number, _ in rows]), strict=True
+    ):
+        if isinstance(found, TemplateError):
+            findings.add("template", number, str(found))
+        elif isinstance(found, InexactError):
+            findings.add("inexact", number, str(found))
+        else:
+            lint_template_tokens(task, number, found.text, findings)
+            out.append((number, row, found))
+    return out
+
+
+def lint_template_tokens(task: Task, number: int, text: str, findings: Findings) -> None:
+    """Note a text in which a special token of the template is not one token."""
+    for token, size in task.split_tokens.items():
+        if token in text:
+            findings.add("template_tokens", number, f"`{token}` becomes {size} tokens")
+            return
+
+
+def _call(task: Task, row: dict[str, Any]) -> Call:
     messages, tools = row["messages"], row["tools"]
+    if task.train_on_inputs:
+        return Call(messages, tools, None)
+    roles = frozenset(task.policy.roles(messages))
+    return Call(messages, tools, roles, task.policy.needs_parts(messages))
+
+
+class RowLimitError(Exception):
+    """The template went over a limit in one row; the text says which limit."""
+
+    def __init__(self, what: str, row: int | None) -> None:
+        super().__init__(what)
+        self.row = row
+        """Its number in the shard; None where no row was rendered yet."""
+
+
+def run_calls(task: Task, calls: Sequence[Call], rows: Sequence[int]) -> list[Result]:
+    """Render; `rows` are the numbers of the rows that the calls are for.
+
+    Raises:
+        RowLimitError: the template went over a limit.
+    """
+    assert task.renderer is not None
     try:
-        if task.train_on_inputs:
-            return Rendered(task.renderer.render(messages, tools), ())
-        return task.renderer.turns(messages, tools, task.policy.roles(messages))
-    except TemplateError as error:
-        findings.add("template", number, str(error))
-    except InexactError as error:
-        findings.add("inexact", number, str(error))
-    return None
+        return task.renderer.run(calls)
+    except LimitError as error:
+        row = rows[error.place] if error.place >= 0 else None
+        raise RowLimitError(str(error), row) from error

@@ -13,21 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from ftbuild_rules.data._arrow import (
-    read_table,
-    shard_name,
-    shard_paths,
-    write_batch,
-    write_index,
-)
-from ftbuild_rules.templates import _named
-from ftbuild_rules.templates._render import Renderer
-from ftbuild_rules.tokens._encoder import Encoder, load_encoder
-from ftbuild_rules.tokens._findings import Allowable, Findings, ShardFindings, check_findings
-from ftbuild_rules.tokens._masks import MASKED, EndOfTurn, MaskPolicy
-from ftbuild_rules.tokens._preference import preference_rows
-from ftbuild_rules.tokens._sft import Overflow, Tally, Task, sft_rows
-
 from ftbuild.api import (
     TOKENIZER,
     AttributeProblem,
@@ -42,15 +27,35 @@ from ftbuild.api import (
     Place,
     QuantizedModel,
     RuleError,
+    Source,
     Tokens,
     hash_bytes,
     hash_file,
     rule,
 )
+from ftbuild_rules.data._arrow import (
+    shard_name,
+    shard_paths,
+    write_index,
+)
+from ftbuild_rules.templates import _defaults
+from ftbuild_rules.templates._limits import LimitedRenderer
+from ftbuild_rules.templates._turns import BrokenTemplateError
+from ftbuild_rules.tokens._encoder import Encoder, load_encoder
+from ftbuild_rules.tokens._findings import Allowable, ShardFindings, check_findings
+from ftbuild_rules.tokens._masks import EndOfTurn, MaskPolicy
+from ftbuild_rules.tokens._pack import Packing
+from ftbuild_rules.tokens._sft import Overflow, RowLimitError, Task
+from ftbuild_rules.tokens._shard import tokenize_shard
+from ftbuild_rules.tokens._template import resolve_template, split_tokens, with_eot_tokens
 
-_BATCH_ROWS = 256
-_SFT_COLUMNS = ("input_ids", "labels")
-_PREFERENCE_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_TEMPLATES = (
+    "chat_template",
+    "chat_template_jinja",
+    "default_system_message",
+    "template_variables",
+)
+_MASKS = ("train_on", "last_turn_only", "train_on_reasoning", "train_on_tool_calls")
 
 
 class TokensInputs(Inputs):
@@ -60,6 +65,8 @@ class TokensInputs(Inputs):
     """The rows."""
     model: Annotated[Model | QuantizedModel, TOKENIZER]
     """Whose tokenizer and chat template; its weights are not read."""
+    chat_template_file: Source | None = None
+    """A chat template of your own, a Jinja file, in the place of the tokenizer's."""
 
 
 class TokensParams(Params):
@@ -74,8 +81,18 @@ class TokensParams(Params):
     """Which end-of-turn tokens are trained on: of `all` messages, of each trained `turn`, of the
     `last` trained turn, or `none`."""
 
+    eot_tokens: tuple[str, ...] = ()
+    """Tokens that end a turn besides the tokenizer's special ones."""
+
     last_turn_only: bool = False
     """Train on the last of the messages that would be trained on."""
+
+    train_on_reasoning: bool = True
+    """Train on what the assistant thinks before it answers: its `reasoning_content`, or what
+    stands between `<think>` and `</think>` at the beginning of its text."""
+
+    train_on_tool_calls: bool = True
+    """Train on the tool calls of the messages that are trained on."""
 
     train_on_inputs: bool = False
     """Train on every token, the prompt's and the template's too."""
@@ -84,31 +101,70 @@ class TokensParams(Params):
     """In tokens: of a row, or of a prompt with the longer of its answers."""
 
     overflow: Overflow = "error"
-    """What happens to a longer row: an `error`, `drop` it, or `truncate` it at its end."""
+    """What happens to a longer row: an `error`, `drop` it, `truncate` it at its end, or `split`
+    it into rows of that length, of which those with nothing to train on are left out."""
+
+    packing: Packing | None = None
+    """Put several rows into one of at most `max_length` tokens, within their shard: best fit
+    (`bfd`) or first fit (`ffd`), the longest first, or `wrapped`: one after another, cut where
+    the row is full. `seq_lengths` says where each ends."""
 
     chat_template: str | None = None
     """The name of a chat template (`chatml`), or of one of the tokenizer's, if it has several;
     the tokenizer's own if not given."""
 
+    chat_template_jinja: str | None = Field(default=None, min_length=1)
+    """A chat template of your own, as Jinja text; `chat_template_file` reads it from a file."""
+
+    default_system_message: str | None = Field(default=None, min_length=1)
+    """The system message of conversations that have none. It becomes part of the chat template,
+    so the trained model says it too."""
+
+    template_variables: dict[str, Any] = Field(default={})
+    """Variables that the chat template reads: `template_variables = { enable_thinking = false }`.
+    They become part of the chat template, as its defaults."""
+
     allow: tuple[Allowable, ...] = ()
     """Findings that are no errors here: rows with `no_trainable_tokens`, turns whose
     `end_of_turn` is never trained, `double_bos`, `equal_pairs` of answers, a prompt that is no
     prefix of the conversation (`prompt_prefix`), tokens over the edge of a trained text
-    (`split_tokens`; they are trained)."""
+    (`split_tokens`; they are trained), special tokens of the template that the tokenizer splits
+    (`template_tokens`)."""
 
 
 def check(kinds: Mapping[str, tuple[str, ...]], params: TokensParams) -> None:
-    """Check that no mask attribute contradicts `train_on_inputs`.
+    """Check that no attribute contradicts another.
 
     Raises:
         AttributeProblem: one does.
     """
     if params.train_on_inputs:
-        for name in _set_names(params, ("train_on", "train_on_eot", "last_turn_only")):
+        for name in _set_names(params, (*_MASKS, "train_on_eot")):
             raise AttributeProblem(
                 name,
                 f"`{name}` has no effect: `train_on_inputs` trains every token",
                 f"remove `{name}` or `train_on_inputs`",
+            )
+    if params.packing == "wrapped" and _set_names(params, ["overflow"]):
+        raise AttributeProblem(
+            "overflow",
+            '`overflow` has no effect: `packing = "wrapped"` cuts every row where it is full',
+            "remove `overflow`",
+        )
+    if params.chat_template is not None and params.chat_template_jinja is not None:
+        raise AttributeProblem(
+            "chat_template_jinja",
+            "`chat_template` and `chat_template_jinja` are both given",
+            "remove one of them",
+        )
+    for name in params.template_variables:
+        if name in _defaults.RESERVED or not name.isidentifier():
+            raise AttributeProblem(
+                "template_variables",
+                f"`{name}` is given with every conversation"
+                if name in _defaults.RESERVED
+                else f"`{name}` is no name of a variable",
+                f"remove `{name}`",
             )
 
 
@@ -137,35 +193,80 @@ def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
     encoder = load_encoder(inputs.model.path, inputs.model.label or "model")
     label = inputs.dataset.label or "dataset"
     _check_form(index["form"], params, label)
-    template = _template(index["form"], encoder, params, inputs.model.label or "model")
+    encoder = with_eot_tokens(encoder, params.eot_tokens, inputs.model.label or "model")
+    template = resolve_template(index["form"], encoder, inputs, params)
     task = Task(
         form=index["form"],
         encoder=encoder,
-        renderer=Renderer(encoder.template(template)) if template is not None else None,
-        policy=MaskPolicy(params.train_on, params.train_on_eot, params.last_turn_only),
+        renderer=LimitedRenderer(encoder.template(template)) if template is not None else None,
+        policy=_policy(params),
         train_on_inputs=params.train_on_inputs,
         max_length=params.max_length,
-        overflow=params.overflow,
+        overflow=None if params.packing == "wrapped" else params.overflow,
+        split_tokens=split_tokens(template or "", encoder),
     )
 
     def shard(piece: Piece, out: Path) -> dict[str, Any]:
-        return _tokenize_shard(task, Path(piece.payload), out / "shard.arrow")
+        path, first_row = piece.payload
+        try:
+            return tokenize_shard(task, params.packing, Path(path), out / "shard.arrow")
+        except BrokenTemplateError as error:
+            raise _template_error("is no Jinja", str(error), Place(label)) from error
+        except RowLimitError as error:
+            row = None if error.row is None else f"row {first_row + error.row}"
+            place = Place(label, within=row)
+            raise _template_error("goes over a limit", str(error), place) from error
 
-    pieces = [Piece(hash_file(path), str(path)) for path in shard_paths(inputs.dataset.path)]
-    fragments = ctx.fragments(shard, pieces, of="dataset")
+    try:
+        fragments = ctx.fragments(shard, _pieces(inputs.dataset.path, index), of="dataset")
+    finally:
+        if task.renderer is not None:
+            task.renderer.close()
     _check_values([fragment.value for fragment in fragments], params, index["rows"], label)
-    totals = _assemble(ctx, fragments)
+    totals = _assemble(ctx, fragments, params)
     is_pair = index["form"] == "preference"
     totals |= {
         "form": "preference" if is_pair else "sft",
         "max_length": params.max_length,
         "chat_template": hash_bytes(template.encode()) if template is not None else None,
     }
+    if params.packing is not None:
+        totals["packing"] = params.packing
     write_index(ctx.out / "tokens.json", totals)
     if template is not None:
         (ctx.out / "chat_template.jinja").write_bytes(template.encode())
     _keep_vocabulary(ctx, inputs.model.path, encoder)
     ctx.facts(**{name: totals[name] for name in ("rows", "tokens", "trainable_tokens")})
+
+
+def _policy(params: TokensParams) -> MaskPolicy:
+    return MaskPolicy(
+        params.train_on,
+        params.train_on_eot,
+        params.last_turn_only,
+        params.train_on_reasoning,
+        params.train_on_tool_calls,
+    )
+
+
+def _pieces(dataset: Path, index: dict[str, Any]) -> list[Piece]:
+    """Return a piece for each shard: its path, and the number of its first row for messages."""
+    starts = itertools.accumulate((rows for _, rows in index["shards"]), initial=0)
+    paths = shard_paths(dataset)
+    return [
+        Piece(hash_file(path), (str(path), start))
+        for path, start in zip(paths, starts, strict=False)
+    ]
+
+
+def _template_error(what: str, why: str, where: Place) -> RuleError:
+    return RuleError(
+        f"the chat template {what}",
+        code="E0834",
+        where=where,
+        why=why,
+        fix="mend the template, or take another",
+    )
 
 
 def _check_form(form: str, params: TokensParams, label: str) -> None:
@@ -174,12 +275,20 @@ def _check_form(form: str, params: TokensParams, label: str) -> None:
     Raises:
         RuleError: one does not.
     """
-    masks = ("train_on", "last_turn_only", "train_on_inputs")
+    masks = (*_MASKS, "train_on_inputs")
     unused = {
         "messages": (),
-        "text": (*masks, "chat_template"),
-        "preference": (*masks, "train_on_eot"),
+        "text": (*masks, *_TEMPLATES, "eot_tokens"),
+        "preference": (*masks, "train_on_eot", "packing"),
     }
+    if form == "preference" and params.overflow == "split":
+        raise RuleError(
+            '`overflow = "split"` has no meaning for a dataset of form `preference`',
+            code="E0830",
+            where=Place(label),
+            why="the second half of an answer is no answer to the prompt",
+            fix='use "drop" or "truncate"',
+        )
     for name in _set_names(params, unused[form]):
         raise RuleError(
             f"`{name}` has no meaning for a dataset of form `{form}`",
@@ -190,77 +299,6 @@ def _check_form(form: str, params: TokensParams, label: str) -> None:
             else "of a preference pair the two answers are trained on",
             fix=f"remove `{name}`",
         )
-
-
-def _template(form: str, encoder: Encoder, params: TokensParams, label: str) -> str | None:
-    """Return the text of the chat template; None for plain text.
-
-    Raises:
-        RuleError: there is none, or none of that name, or more than one without a name.
-    """
-    if form == "text":
-        if encoder.eos_id is None:
-            raise RuleError(
-                "the tokenizer has no EOS token to end a text with",
-                code="E0831",
-                where=Place(label),
-                fix="set `eos_token` in the model's tokenizer_config.json",
-            )
-        return None
-    own, named = encoder.templates, _named.templates()
-    known = ", ".join(f"`{name}`" for name in sorted({*own, *named}))
-    if params.chat_template is None:
-        if len(own) == 1:
-            return next(iter(own.values()))
-        raise RuleError(
-            f"the tokenizer has {len(own) or 'no'} chat template{'s' if own else ''}",
-            code="E0820",
-            where=Place(label),
-            fix=f'name one of {known}: `chat_template = "chatml"`',
-        )
-    found = named.get(params.chat_template, own.get(params.chat_template))
-    if found is None:
-        raise RuleError(
-            f"there is no chat template `{params.chat_template}`",
-            code="E0820",
-            where=Place(label),
-            fix=f"use one of {known}, or leave it out for the tokenizer's own",
-        )
-    return found
-
-
-def _tokenize_shard(task: Task, path: Path, out: Path) -> dict[str, Any]:
-    """Write the tokens of one shard; return the counts and what is wrong with its rows."""
-    import pyarrow as pa
-
-    is_pair = task.form == "preference"
-    columns = _PREFERENCE_COLUMNS if is_pair else _SFT_COLUMNS
-    make: Any = preference_rows if is_pair else sft_rows
-    table = read_table(path)
-    rows = table.drop_columns(["metadata"])
-    tally = Tally(Findings())
-    found: list[Sequence[list[int]]] = []
-    for start in range(0, rows.num_rows, _BATCH_ROWS):
-        batch = rows.slice(start, _BATCH_ROWS).to_pylist()
-        found.extend(make(task, list(enumerate(batch, start)), tally))
-    ids = pa.list_(pa.int32())
-    arrays = [pa.array([row[place] for row in found], ids) for place in range(len(columns))]
-    write_batch(out, pa.RecordBatch.from_arrays(arrays, names=list(columns)))
-    return {
-        "input_rows": rows.num_rows,
-        "rows": len(found),
-        "tokens": sum(len(column) for row in found for column in (row if is_pair else row[:1])),
-        "trainable_tokens": sum(_trainable(row) for row in found),
-        "dropped": tally.dropped,
-        "truncated": tally.truncated,
-        "findings": tally.findings.to_plain(),
-    }
-
-
-def _trainable(row: Sequence[list[int]]) -> int:
-    if len(row) == len(_PREFERENCE_COLUMNS):
-        return len(row[1]) + len(row[2])
-    return len(row[1]) - row[1].count(MASKED)
 
 
 def _check_values(
@@ -286,7 +324,7 @@ def _check_values(
         )
 
 
-def _assemble(ctx: Context, fragments: Sequence[Fragment]) -> dict[str, Any]:
+def _assemble(ctx: Context, fragments: Sequence[Fragment], params: TokensParams) -> dict[str, Any]:
     """Link the shards that have rows into the output; return the totals."""
     kept = [fragment for fragment in fragments if fragment.value["rows"]]
     shards = []
@@ -294,7 +332,10 @@ def _assemble(ctx: Context, fragments: Sequence[Fragment]) -> dict[str, Any]:
         name = shard_name(number, len(kept))
         ctx.link(fragment.path / "shard.arrow", name)
         shards.append([name, fragment.value["rows"]])
-    names = ("rows", "tokens", "trainable_tokens", "dropped", "truncated")
+    names = ["rows", "tokens", "trainable_tokens", "dropped", "truncated"]
+    # Only where they are asked for: the bytes of other targets stay as they were.
+    names += ["documents"] if params.packing is not None else []
+    names += ["split"] if params.overflow == "split" else []
     totals: dict[str, Any] = {
         name: sum(fragment.value[name] for fragment in fragments) for name in names
     }

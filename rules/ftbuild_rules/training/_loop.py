@@ -7,16 +7,17 @@ same bytes, in one go or after a kill, and stops it as soon as it goes wrong.
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from ftbuild.api import Adapter, Context, Model, Place, RewardModel, RuleError, Tokens
 from ftbuild_rules.models._files import TEMPLATE_NAME
 from ftbuild_rules.training._checkpoints import Checkpoints
 from ftbuild_rules.training._lora import lora_config, require_base, save_adapter
 from ftbuild_rules.training._model import save_model
-from ftbuild_rules.training._settings import TrainingInputs, TrainingParams
+from ftbuild_rules.training._settings import TrainingParams
 from ftbuild_rules.training._shards import (
     Form,
     TokenRows,
@@ -26,7 +27,24 @@ from ftbuild_rules.training._shards import (
     require_template,
 )
 
-from ftbuild.api import Context, Model, Place, RuleError
+
+class MethodInputs(Protocol):
+    """The inputs of every method; what `adapter` may be differs."""
+
+    @property
+    def model(self) -> Model: ...
+    @property
+    def adapter(self) -> Adapter | RewardModel | None: ...
+    @property
+    def data(self) -> Tokens: ...
+    @property
+    def eval_data(self) -> Tokens | None: ...
+
+
+class LoadModel(Protocol):
+    """How a method loads its network: what it is, its type, its attention."""
+
+    def __call__(self, model: Model, dtype: Any, attention: str) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -34,14 +52,14 @@ class Run:
     """One training: what it reads, how, and whom it tells."""
 
     ctx: Context
-    inputs: TrainingInputs
+    inputs: MethodInputs
     params: TrainingParams
     data: TokenRows
     eval_data: TokenRows | None
 
 
 def prepare(
-    ctx: Context, inputs: TrainingInputs, params: TrainingParams, *, form: Form, rule: str
+    ctx: Context, inputs: MethodInputs, params: TrainingParams, *, form: Form, rule: str
 ) -> Run:
     """Check all that can be checked before a model is loaded.
 
@@ -72,21 +90,6 @@ def make_deterministic(params: TrainingParams) -> None:
     transformers.set_seed(params.seed)
 
 
-def load_policy(run: Run) -> Any:
-    """Return the model to train: with the adapter to continue, else as it is."""
-    import torch
-
-    frozen = run.inputs.adapter is not None or run.params.lora is not None
-    # What is trained stays float32; frozen weights may be as coarse as the computation.
-    dtype = getattr(torch, run.params.dtype) if frozen else torch.float32
-    model = load_base(run.inputs.model, dtype, run.params.attention)
-    if run.inputs.adapter is None:
-        return model
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, run.inputs.adapter.path, is_trainable=True)
-
-
 def load_base(model: Model, dtype: Any, attention: str) -> Any:
     """Return the causal language model of an artifact; its path is where it came from."""
     from transformers import AutoModelForCausalLM
@@ -94,6 +97,26 @@ def load_base(model: Model, dtype: Any, attention: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(
         model.path, dtype=dtype, attn_implementation=attention, local_files_only=True
     )
+
+
+def load_policy(run: Run, load: LoadModel = load_base) -> Any:
+    """Return the model to train: with the adapter to continue, else as it is."""
+    import torch
+
+    frozen = run.inputs.adapter is not None or run.params.lora is not None
+    # What is trained stays float32; frozen weights may be as coarse as the computation.
+    dtype = getattr(torch, run.params.dtype) if frozen else torch.float32
+    model = load(run.inputs.model, dtype, run.params.attention)
+    if run.inputs.adapter is None:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, run.inputs.adapter.path, is_trainable=True)
+
+
+def trl_arguments(run: Run) -> dict[str, Any]:
+    """Return the settings that all trainers of TRL share."""
+    return {**trainer_arguments(run), "max_length": None}  # `tokens` has cut the rows
 
 
 def trainer_arguments(run: Run) -> dict[str, Any]:
@@ -132,8 +155,13 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "report_to": [],
         "remove_unused_columns": False,  # `row` is taken out in `training_step`
         "dataloader_num_workers": 0,
-        "max_length": None,  # `tokens` has cut the rows
     }
+
+
+def trl_inputs(run: Run) -> dict[str, Any]:
+    """Return what the trainers of TRL that wrap the model themselves are given besides it."""
+    lora = run.params.lora
+    return {**trainer_inputs(run), "peft_config": None if lora is None else lora_config(lora)}
 
 
 def trainer_inputs(run: Run) -> dict[str, Any]:
@@ -146,7 +174,6 @@ def trainer_inputs(run: Run) -> dict[str, Any]:
         "processing_class": AutoTokenizer.from_pretrained(
             run.inputs.model.path, local_files_only=True
         ),
-        "peft_config": None if run.params.lora is None else lora_config(run.params.lora),
     }
 
 
@@ -163,7 +190,7 @@ def watched(trainer_class: type, run: Run, *, zero_is_wrong: bool) -> type:
             value = loss.item()
             if not math.isfinite(value) or (zero_is_wrong and value == 0.0):
                 raise _bad_step(run, self.state.global_step + 1, f"loss is {value}", rows=rows)
-            self.rows_of_step = rows
+            self.rows_of_step += rows  # emptied when a step begins
             return loss
 
         def evaluate(self, *args: Any, **kwargs: Any) -> Any:
@@ -229,6 +256,9 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints) -> Any:
 
         save_began = 0.0
 
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            trainer.rows_of_step = []
+
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step < state.max_steps and checkpoints.is_due():
                 self.save_began = time.monotonic()
@@ -280,8 +310,10 @@ def _record(run: Run, trainer: Any) -> None:
     run.ctx.facts(**facts)
 
 
-def save(run: Run, model: Any) -> None:
+def save(run: Run, model: Any, *, settings: Mapping[str, Any] | None = None) -> None:
     """Write what was trained: an adapter if the model has one, else the model.
+
+    `settings` are laid over those of the base model's `config.json`.
 
     Raises:
         RuleError: E0913: a value is not finite, or nothing was learned.
@@ -290,6 +322,6 @@ def save(run: Run, model: Any) -> None:
     if hasattr(model, "peft_config"):
         save_adapter(model, out, base=run.inputs.model)
     else:
-        save_model(model, out, base=run.inputs.model)
+        save_model(model, out, base=run.inputs.model, settings=settings)
     if run.data.template is not None and has_other_template(run.data, run.inputs.model):
         (out / TEMPLATE_NAME).write_text(run.data.template, encoding="utf-8")

@@ -9,10 +9,18 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from ftbuild.api import (
+    Adapter,
+    Field,
+    Model,
+    Params,
+    Place,
+    RewardModel,
+    RuleError,
+    canonical_json,
+)
 from ftbuild_rules.models._safetensors import write_tensors
 from ftbuild_rules.models._torch import spec_of, tensor_bytes
-
-from ftbuild.api import Adapter, Field, Model, Params, Place, RuleError, canonical_json
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
@@ -42,13 +50,14 @@ class Lora(Params):
     """Which biases to train."""
 
 
-def lora_config(lora: Lora) -> Any:
-    """Return the table as PEFT's own configuration."""
+def lora_config(lora: Lora, *, task: str = "CAUSAL_LM", heads: tuple[str, ...] = ()) -> Any:
+    """Return the table as PEFT's own configuration; `heads` are new layers, trained whole."""
     from peft import LoraConfig
 
     targets = lora.target_modules
+    whole = list(lora.modules_to_save) or None
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task,
         r=lora.r,
         lora_alpha=_whole(lora.alpha),
         lora_dropout=lora.dropout,
@@ -56,7 +65,8 @@ def lora_config(lora: Lora) -> Any:
         use_rslora=lora.rslora,
         rank_pattern=dict(lora.rank_pattern),
         alpha_pattern={name: _whole(alpha) for name, alpha in lora.alpha_pattern.items()},
-        modules_to_save=list(lora.modules_to_save) or None,
+        modules_to_save=sorted({*lora.modules_to_save, *heads}) if heads else whole,
+        exclude_modules=list(heads) or None,
         bias=lora.bias,
     )
 
@@ -66,7 +76,7 @@ def _whole(number: float) -> float:
     return int(number) if number == int(number) else number
 
 
-def require_base(adapter: Adapter, model: Model) -> None:
+def require_base(adapter: Adapter | RewardModel, model: Model) -> None:
     """Refuse an adapter that was trained on another model.
 
     Raises:
@@ -111,6 +121,8 @@ def canonical_config(config: Any) -> dict[str, Any]:
     for name, value in config.to_dict().items():
         if isinstance(value, set):
             value = sorted(value)
+        if name == "modules_to_save" and value:
+            value = sorted(set(value))  # PEFT adds the names of heads at each load
         settings[name] = getattr(value, "value", value)  # an enum's text
     settings.update(base_model_name_or_path=None, revision=None, inference_mode=True)
     settings.pop("peft_version", None)

@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ftbuild.api import Model, RuleError, canonical_json
 from ftbuild_rules.models._files import INDEX_NAME
 
-from ftbuild.api import Model, RuleError, canonical_json
 
-
-def save_model(model: Any, out: Path, *, base: Model) -> None:
+def save_model(
+    model: Any, out: Path, *, base: Model, settings: Mapping[str, Any] | None = None
+) -> None:
     """Write `model` to `out` in the type of the files of `base`, with all else from there.
+
+    `settings` are laid over those of the base's `config.json`.
 
     Raises:
         RuleError: E0913: a value is not finite.
@@ -35,6 +39,8 @@ def save_model(model: Any, out: Path, *, base: Model) -> None:
         index = json.loads((out / INDEX_NAME).read_bytes())
         (out / INDEX_NAME).write_bytes(canonical_json(index))
     copy_all_but_weights(base.path, out)
+    if settings:
+        (out / "config.json").write_bytes(canonical_json({**config, **settings}))
 
 
 def copy_all_but_weights(source: Path, out: Path) -> None:

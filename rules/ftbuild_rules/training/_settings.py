@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ftbuild_rules.training._lora import Lora
-
 from ftbuild.api import (
     Adapter,
     Artifact,
@@ -15,6 +13,7 @@ from ftbuild.api import (
     Params,
     Tokens,
 )
+from ftbuild_rules.training._lora import Lora
 
 PINS = ("torch", "transformers", "peft", "trl", "accelerate")
 PRELOAD = ("torch", "transformers", "peft", "trl")

@@ -2,6 +2,9 @@
 
 One row of SFT tokens: {"input_ids": [1, 9, 4, 2], "labels": [-100, -100, 4, 2]}.
 One row of preference tokens: {"prompt_ids": [1, 9], "chosen_ids": [4, 2], "rejected_ids": [5, 2]}.
+One row of unpaired tokens: {"prompt_ids": [1, 9], "completion_ids": [4, 2], "label": True}.
+One row of stepwise tokens, labelled 1 or 0 where a right or wrong step ends:
+{"input_ids": [1, 9, 4, 8, 5, 8], "labels": [-100, -100, -100, 1, -100, 0]}.
 """
 
 import hashlib
@@ -11,15 +14,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ftbuild.api import Model, Place, RuleError, Tokens
 from ftbuild_rules.models._files import TEMPLATE_NAME
 
-from ftbuild.api import Model, Place, RuleError, Tokens
-
-Form = Literal["sft", "preference"]
+Form = Literal["sft", "preference", "unpaired", "stepwise"]
 COLUMNS: dict[Form, tuple[str, ...]] = {
     "sft": ("input_ids", "labels"),
     "preference": ("prompt_ids", "chosen_ids", "rejected_ids"),
+    "unpaired": ("prompt_ids", "completion_ids", "label"),
+    "stepwise": ("input_ids", "labels"),
 }
+_SOURCES = {"sft": "messages", "preference": "preference"}
+"""The form of the dataset that tokens are made of, where it has another name."""
 _MASKED = -100
 
 
@@ -69,13 +75,13 @@ def read_tokens(tokens: Tokens, form: Form, *, rule: str) -> TokenRows:
     table = pa.concat_tables(tables)
     missing = [name for name in COLUMNS[form] if name not in table.column_names]
     if about["form"] != form or missing or "seq_lengths" in table.column_names:
-        wanted = "preference" if form == "preference" else "messages"
+        wanted = _SOURCES.get(form, form)
         raise RuleError(
             f"`{rule}` needs tokens of the form `{form}`; `{label}` has the form `{about['form']}`",
             code="E0901",
             where=Place(path=label),
             why=f"its columns are {', '.join(table.column_names)}",
-            fix=f"make `data` a `tokens` target whose dataset has the form `{wanted}`, not packed",
+            fix=f"make `data` a `tokens` target whose dataset has the form `{wanted}`",
         )
     if table.num_rows == 0:
         raise RuleError(
@@ -163,17 +169,29 @@ def _row_lengths(rows: TokenRows) -> Iterator[tuple[Any, int]]:
     """Yield the lengths of the sequences of each chunk and the number of its first row."""
     import numpy as np
 
-    if rows.form == "sft":
+    if "input_ids" in COLUMNS[rows.form]:
         for _, bounds, first in _chunks(rows, "input_ids"):
             yield np.diff(bounds), first
         return
-    columns = [_chunks(rows, name) for name in COLUMNS["preference"]]
-    for (_, prompt, first), (_, chosen, _), (_, rejected, _) in zip(*columns, strict=True):
-        yield np.diff(prompt) + np.maximum(np.diff(chosen), np.diff(rejected)), first
+    columns = [_chunks(rows, name) for name in ("prompt_ids", *_completions(rows))]
+    for (_, prompt, first), *completions in zip(*columns, strict=True):
+        longest = np.maximum.reduce([np.diff(bounds) for _, bounds, _ in completions])
+        yield np.diff(prompt) + longest, first
+
+
+def _completions(rows: TokenRows) -> tuple[str, ...]:
+    """Return the columns of completions, in the forms that have such."""
+    return tuple(
+        name for name in COLUMNS[rows.form] if name.endswith("_ids") and name != "prompt_ids"
+    )
 
 
 def _require_ids(rows: TokenRows, vocab_size: int) -> None:
+    if rows.form == "stepwise":
+        _require_step_labels(rows)
     for name in COLUMNS[rows.form]:
+        if name == "label" or (name == "labels" and rows.form == "stepwise"):
+            continue
         lowest = _MASKED if name == "labels" else 0
         for values, bounds, first in _chunks(rows, name):
             wrong = ((values < 0) & (values != lowest)) | (values >= vocab_size)
@@ -190,6 +208,22 @@ def _require_ids(rows: TokenRows, vocab_size: int) -> None:
                 )
 
 
+def _require_step_labels(rows: TokenRows) -> None:
+    for values, bounds, first in _chunks(rows, "labels"):
+        wrong = (values != _MASKED) & (values != 0) & (values != 1)
+        if wrong.any():
+            place = int(wrong.argmax())
+            row = first + int((bounds[1:] <= place).sum())
+            raise _row_error(
+                rows,
+                row,
+                f"row {row} of `{rows.label}` has the label {int(values[place])}; a step is 1 "
+                "(right) or 0 (wrong), and -100 stands everywhere else",
+                code="E0904",
+                fix="mend the dataset's step labels",
+            )
+
+
 def _require_trainable(rows: TokenRows) -> None:
     """Refuse rows without a token to learn.
 
@@ -198,21 +232,23 @@ def _require_trainable(rows: TokenRows) -> None:
     import numpy as np
 
     empty: list[int] = []
-    if rows.form == "sft":
+    has_labels = "labels" in COLUMNS[rows.form]
+    if has_labels:
+        shift = 1 if rows.form == "sft" else 0  # a step is judged where it ends, not predicted
         for values, bounds, first in _chunks(rows, "labels"):
             trained = np.concatenate([[0], np.cumsum(values != _MASKED)])
-            starts = np.minimum(bounds[:-1] + 1, bounds[1:])
+            starts = np.minimum(bounds[:-1] + shift, bounds[1:])
             empty += (first + (trained[bounds[1:]] == trained[starts]).nonzero()[0]).tolist()
     else:
         prompts = [np.diff(bounds) for _, bounds, _ in _chunks(rows, "prompt_ids")]
-        for name in ("chosen_ids", "rejected_ids"):
+        for name in _completions(rows):
             pairs = zip(_chunks(rows, name), prompts, strict=True)
             for (_, bounds, first), prompt in pairs:
                 lacks = (np.diff(bounds) == 0) | (prompt + np.diff(bounds) < 2)
                 empty += (first + lacks.nonzero()[0]).tolist()
     if empty:
         row = min(empty)
-        lacking = "no label other than -100" if rows.form == "sft" else "no completion to compare"
+        lacking = "no label other than -100" if has_labels else "no completion to compare"
         raise _row_error(
             rows,
             row,

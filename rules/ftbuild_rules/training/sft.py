@@ -4,6 +4,7 @@ The loss of a step is the mean of -log p(label) over its labels other than -100,
 micro-batches of a step share one denominator.
 """
 
+from ftbuild.api import Context, rule
 from ftbuild_rules.training import _loop
 from ftbuild_rules.training._settings import (
     PINS,
@@ -13,8 +14,6 @@ from ftbuild_rules.training._settings import (
     check,
     output_kind,
 )
-
-from ftbuild.api import Context, rule
 
 
 class SftInputs(TrainingInputs):
@@ -37,10 +36,8 @@ def sft(ctx: Context, inputs: SftInputs, params: SftParams) -> None:
 
     trainer = _loop.watched(SFTTrainer, run, zero_is_wrong=True)(
         model=_loop.load_policy(run),
-        args=SFTConfig(
-            **_loop.trainer_arguments(run), dataset_kwargs={"skip_prepare_dataset": True}
-        ),
-        **_loop.trainer_inputs(run),
+        args=SFTConfig(**_loop.trl_arguments(run), dataset_kwargs={"skip_prepare_dataset": True}),
+        **_loop.trl_inputs(run),
     )
     _loop.train(run, trainer)
     _loop.save(run, trainer.model)

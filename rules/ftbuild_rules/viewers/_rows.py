@@ -11,10 +11,9 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from ftbuild_rules.data._arrow import read_table
-
 from ftbuild.api import Artifact, RuleError, canonical_json, hash_file
 from ftbuild.view import Span
+from ftbuild_rules.data._arrow import read_table
 
 _MAX_ALIGNED = 20_000
 """Beyond so many differing rows they are counted and no longer aligned, which is quadratic."""

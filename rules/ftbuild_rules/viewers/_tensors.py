@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ftbuild_rules.models._safetensors import StoredTensor
-
 from ftbuild.view import Span
+from ftbuild_rules.models._safetensors import StoredTensor
 
 Line = tuple[Span, ...]
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2"}

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from ftbuild.api import Artifact
+from ftbuild.view import Span, View
 from ftbuild_rules.models._safetensors import StoredTensor, read_tensors
 from ftbuild_rules.viewers._tensors import (
     compare_all,
@@ -12,9 +14,6 @@ from ftbuild_rules.viewers._tensors import (
     setting_lines,
     tensor_lines,
 )
-
-from ftbuild.api import Artifact
-from ftbuild.view import Span, View
 
 
 def inspect(artifact: Artifact, row: int | None = None) -> View:

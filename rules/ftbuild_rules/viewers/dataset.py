@@ -3,10 +3,9 @@
 import json
 from typing import Any
 
-from ftbuild_rules.viewers._rows import Line, RowChange, diff_rows, read_row, summary_lines
-
 from ftbuild.api import Artifact
 from ftbuild.view import Span, View
+from ftbuild_rules.viewers._rows import Line, RowChange, diff_rows, read_row, summary_lines
 
 _ROLE_STYLES = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
 _LINE_CHARACTERS = 100

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from ftbuild.api import Artifact
+from ftbuild.view import Span, View
 from ftbuild_rules.models._files import files_of, weight_files
 from ftbuild_rules.models._safetensors import StoredTensor, read_tensors
 from ftbuild_rules.viewers._tensors import (
@@ -13,9 +15,6 @@ from ftbuild_rules.viewers._tensors import (
     setting_lines,
     tensor_lines,
 )
-
-from ftbuild.api import Artifact
-from ftbuild.view import Span, View
 
 _SHOWN = (
     "architectures",

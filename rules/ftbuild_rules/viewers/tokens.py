@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from ftbuild_rules.data._arrow import read_table, shard_paths
-from ftbuild_rules.viewers._rows import Line, RowChange, diff_rows, read_row, summary_lines
-
 from ftbuild.api import Artifact
 from ftbuild.view import Span, View
+from ftbuild_rules.data._arrow import read_table, shard_paths
+from ftbuild_rules.viewers._rows import Line, RowChange, diff_rows, read_row, summary_lines
 
 _MASKED = -100
 _BARS = 10

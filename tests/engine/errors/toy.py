@@ -115,7 +115,7 @@ def fold(ctx: Context, inputs: FoldInputs, params: FoldParams) -> None:
 
 class CompareInputs(Inputs):
     models: tuple[Model | Adapter, ...]
-    prompts: dict[str, Dataset] = {}
+    prompts: dict[str, Dataset] = Field(default_factory=dict)
     env: tuple[Variable, ...] = ()
 
 

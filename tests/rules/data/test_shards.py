@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_kit import chat, make_dataset
-from ftbuild_rules.data import _shards
-from ftbuild_rules.data._shards import COARSE, FINE, SizedRow, cut, size_row
 
+from chat_kit import chat, make_dataset
 from ftbuild.digest import hash_file
 from ftbuild.kinds import Artifact
+from ftbuild_rules.data import _shards
+from ftbuild_rules.data._shards import COARSE, FINE, SizedRow, cut, size_row
 
 
 def row_of(text: str, metadata: str = "{}") -> SizedRow:

@@ -3,12 +3,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ftbuild_rules.evaluation.generate import generate
-from ftbuild_rules.training.sft import sft
-from tiny_models import TEMPLATE, make_model, make_tokens, sft_rows, warnings_of_libraries
 
 from ftbuild.api import Artifact, AttributeProblem, Dataset, Model, RuleError, Tokens
 from ftbuild.testing import artifact, run_rule
+from ftbuild_rules.evaluation.generate import generate
+from ftbuild_rules.training.sft import sft
+from tiny_models import TEMPLATE, make_model, make_tokens, sft_rows, warnings_of_libraries
 
 pytestmark = warnings_of_libraries()
 

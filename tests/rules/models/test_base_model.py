@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ftbuild_rules.models.base_model import base_model
-from tiny_models import TEMPLATE, make_model, warnings_of_libraries
 
 from ftbuild.api import AttributeProblem, Model, RuleError
 from ftbuild.testing import run_rule, source
+from ftbuild_rules.models.base_model import base_model
+from tiny_models import TEMPLATE, make_model, warnings_of_libraries
 
 pytestmark = warnings_of_libraries()
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ftbuild_rules.models.base_model import base_model
-from tiny_models import LLAMA, TEMPLATE, TEXTS, make_model, warnings_of_libraries
 
 from ftbuild.api import Model, RuleError
 from ftbuild.testing import run_rule, source
+from ftbuild_rules.models.base_model import base_model
+from tiny_models import LLAMA, TEMPLATE, TEXTS, make_model, warnings_of_libraries
 
 pytestmark = warnings_of_libraries()
 
@@ -171,8 +171,9 @@ def test_each_digit_is_a_word_of_its_own_only_where_the_file_says_so(tmp_path: P
 
 
 def convert_tokenizer(file: Path, out: Path) -> None:
-    from ftbuild_rules.models._gguf_tokenizer import write_tokenizer
     from gguf import GGUFReader
+
+    from ftbuild_rules.models._gguf_tokenizer import write_tokenizer
 
     fields = {name: field.contents() for name, field in GGUFReader(str(file)).fields.items()}
     write_tokenizer(fields, out, max_length=64)

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ftbuild_rules.models.merge import logit_bound, merge
-from ftbuild_rules.training._lora import save_adapter
-from tiny_models import make_model, warnings_of_libraries
 
 from ftbuild.api import Adapter, Model, RuleError
 from ftbuild.testing import RecordingContext, artifact, context, run_rule
+from ftbuild_rules.models.merge import logit_bound, merge
+from ftbuild_rules.training._lora import save_adapter
+from tiny_models import make_model, warnings_of_libraries
 
 pytestmark = warnings_of_libraries()
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ftbuild.api import RuleError
 from ftbuild_rules.models._files import files_of, weight_files
 from ftbuild_rules.models._safetensors import TensorSpec, read_tensors, write_tensors
 from ftbuild_rules.models._torch import load_tensor, spec_of, tensor_bytes
-
-from ftbuild.api import RuleError
 
 
 def save(path: Path, header: dict[str, Any], data: bytes) -> Path:

@@ -4,9 +4,11 @@ import re
 from typing import Any
 
 import pytest
+
 from chat_kit import CHATML, LLAMA2, MARKED, PLAIN, SPECIAL
 from ftbuild_rules.templates._named import templates
-from ftbuild_rules.templates._render import InexactError, Renderer, Template, TemplateError
+from ftbuild_rules.templates._render import Renderer, Template
+from ftbuild_rules.templates._turns import InexactError, TemplateError
 
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
 ENDERS = tuple(sorted(SPECIAL, key=len, reverse=True))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from chat_kit import (
     BOS,
     CHATML,
@@ -19,9 +20,8 @@ from chat_kit import (
     make_model,
     read_tokens,
 )
-from ftbuild_rules.tokens.tokens import tokens
-
 from ftbuild.testing import run_rule
+from ftbuild_rules.tokens.tokens import tokens
 
 Part = tuple[list[int], bool]
 _numbers = itertools.count()

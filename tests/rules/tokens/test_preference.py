@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from chat_kit import (
     BOS,
     CHATML,
@@ -18,11 +19,10 @@ from chat_kit import (
     make_tokenizer,
     read_tokens,
 )
-from ftbuild_rules.tokens.tokens import tokens
-
 from ftbuild.errors import RuleError
 from ftbuild.kinds import Artifact
 from ftbuild.testing import run_rule
+from ftbuild_rules.tokens.tokens import tokens
 
 _numbers = itertools.count()
 PAIR = {"prompt": "Hi", "chosen": "Hello", "rejected": "Go"}

@@ -7,13 +7,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from chat_kit import CHATML, LLAMA2, MARKED, PLAIN, SPECIAL, make_tokenizer
 from ftbuild_rules.templates._named import templates
 from ftbuild_rules.templates._render import Renderer
 from ftbuild_rules.tokens._encoder import Encoder, load_encoder
 from ftbuild_rules.tokens._masks import MaskPolicy, label_turns
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 # What each template lets the assistant say, its end included, written by hand.
 SAYS: dict[str, Callable[[str], str]] = {
@@ -69,7 +70,7 @@ def test_trained_tokens_are_what_the_assistant_says(
     policy = MaskPolicy(("assistant",), "turn", False)
     found = renderer.turns(messages, None, policy.roles(messages))
     ((ids, offsets),) = encoder.encode_with_offsets([found.text])
-    labelled = label_turns(ids, offsets, found.turns, policy.trained(messages), policy)
+    labelled = label_turns(ids, offsets, found.turns, messages, policy)
 
     assert ids == tokenizer.apply_chat_template(messages)["input_ids"]
     assert not labelled.lacks_eot
@@ -95,6 +96,6 @@ def test_labels_are_transformers_own_assistant_mask(
     policy = MaskPolicy(("assistant",), "turn", False)
     found = renderer.turns(messages, None, {"assistant"})
     ((ids, offsets),) = encoder.encode_with_offsets([found.text])
-    labelled = label_turns(ids, offsets, found.turns, policy.trained(messages), policy)
+    labelled = label_turns(ids, offsets, found.turns, messages, policy)
     theirs = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True)
     assert [int(label != -100) for label in labelled.labels] == theirs["assistant_masks"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from chat_kit import (
     BOS,
     CHATML,
@@ -18,14 +19,13 @@ from chat_kit import (
     make_model,
     read_tokens,
 )
-from ftbuild_rules.templates._named import templates
-from ftbuild_rules.tokens.tokens import tokens
-
 from ftbuild.digest import hash_bytes, hash_file
 from ftbuild.errors import RuleError
 from ftbuild.kinds import Artifact
 from ftbuild.rule import AttributeProblem, Fragment
 from ftbuild.testing import RecordingContext, context, run_rule
+from ftbuild_rules.templates._named import templates
+from ftbuild_rules.tokens.tokens import tokens
 
 _numbers = itertools.count()
 SIXTY = [chat(f"What is {n} plus {n}?", f"It is {2 * n}.", id=n) for n in range(60)]
@@ -185,7 +185,7 @@ def test_longer_rows_are_counted_across_shards(tmp_path: Path) -> None:
         "  --> dataset in rows 5, 15, 25, 35, 45, …\n"
         "  why: row 5: it has 238 tokens\n"
         "  fix: raise `max_length`, or say what to do with them: "
-        '`overflow = "drop"` or "truncate"'
+        '`overflow = "drop"`, "truncate" or "split"'
     )
 
 
@@ -348,6 +348,10 @@ def test_train_on_inputs_beside_a_mask_is_a_contradiction(name: str, tmp_path: P
     )
 
 
+def known(*own: str) -> str:
+    return ", ".join(f"`{name}`" for name in sorted([*templates(), *own]))
+
+
 @pytest.mark.parametrize(
     ("template", "params", "message"),
     [
@@ -356,21 +360,21 @@ def test_train_on_inputs_beside_a_mask_is_a_contradiction(name: str, tmp_path: P
             {},
             "error[E0820]: the tokenizer has no chat template\n"
             "  --> model\n"
-            '  fix: name one of `chatml`: `chat_template = "chatml"`',
+            f'  fix: name one of {known()}: `chat_template = "chatml"`',
         ),
         (
             {"default": CHATML, "short": PLAIN},
             {},
             "error[E0820]: the tokenizer has 2 chat templates\n"
             "  --> model\n"
-            '  fix: name one of `chatml`, `default`, `short`: `chat_template = "chatml"`',
+            f'  fix: name one of {known("default", "short")}: `chat_template = "chatml"`',
         ),
         (
             CHATML,
             {"chat_template": "chatmll"},
             "error[E0820]: there is no chat template `chatmll`\n"
             "  --> model\n"
-            "  fix: use one of `chatml`, `default`, or leave it out for the tokenizer's own",
+            f"  fix: use one of {known('default')}, or leave it out for the tokenizer's own",
         ),
     ],
 )
@@ -401,3 +405,95 @@ def test_text_needs_an_eos_token(tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "d", [{"text": "a"}], "text")
     with pytest.raises(RuleError, match=r"^the tokenizer has no EOS token to end a text with$"):
         run_rule(tokens, {"dataset": data, "model": model}, {}, tmp_path)
+
+
+def test_template_error_names_the_row_and_the_line(tmp_path: Path) -> None:
+    template = CHATML.replace("{% for", "\n{{ messages[0].nam }}{% for")
+    assert refusal(tmp_path, [chat("Hi", "Hello")], template) == (
+        "error[E0821]: 1 of 1 rows are refused by the chat template\n"
+        "  --> dataset in rows 0\n"
+        "  why: row 0: line 2: 'dict object' has no attribute 'nam'\n"
+        '  fix: mend the rows, or take another template: `chat_template = "…"`'
+    )
+
+
+def test_template_bomb_names_the_row(tmp_path: Path) -> None:
+    template = "{% if messages[0].content == 'b' %}{{ 9 ** (9 ** 9) }}{% endif %}" + CHATML
+    bomb = template.replace("9 ** 9)", "9 ** (messages | length + 7))")
+    rows = [chat("a", "x"), chat("b", "x")]
+    assert refusal(tmp_path, rows, bomb) == (
+        "error[E0834]: the chat template goes over a limit\n"
+        "  --> dataset in row 1\n"
+        "  why: it runs for more than 2 s\n"
+        "  fix: mend the template, or take another"
+    )
+
+
+def test_template_that_is_no_jinja(tmp_path: Path) -> None:
+    assert refusal(tmp_path, [chat("Hi", "Hello")], "a\n{% if %}") == (
+        "error[E0834]: the chat template is no Jinja\n"
+        "  --> dataset\n"
+        "  why: line 2: Expected an expression, got 'end of statement block'\n"
+        "  fix: mend the template, or take another"
+    )
+
+
+def test_token_of_the_template_that_the_tokenizer_splits(tmp_path: Path) -> None:
+    template = CHATML.replace("<|im_end|>", "<|end|>")
+    rows = [chat("Hi", "Hello")]
+    assert refusal(tmp_path, rows, template, allow=["end_of_turn"]) == (
+        "error[E0835]: 1 of 1 rows have a token of the chat template that the tokenizer splits\n"
+        "  --> dataset in rows 0\n"
+        "  why: row 0: `<|end|>` becomes 7 tokens\n"
+        "  fix: take a chat template whose tokens the tokenizer knows; "
+        'or allow it: `allow = ["template_tokens"]`'
+    )
+    both = ["end_of_turn", "template_tokens"]
+    (row,) = read_tokens(tokenize(tmp_path / "b", rows, template, allow=both))
+    assert [label for label in row["labels"] if label != -100] == [*b"Hello"]
+
+
+def test_split_token_in_a_text_is_the_rows_own(tmp_path: Path) -> None:
+    made = tokenize(tmp_path, [chat("<|end|>", "Hello")])
+    assert [label for label in read_tokens(made)[0]["labels"] if label != -100] == [*b"Hello", 257]
+
+
+def test_token_that_ends_a_turn_besides_the_special_ones(tmp_path: Path) -> None:
+    template = CHATML.replace("<|im_end|>", "#")
+    (row,) = read_tokens(tokenize(tmp_path, [chat("Hi", "Hello")], template, eot_tokens=["#"]))
+    assert [label for label in row["labels"] if label != -100] == [*b"Hello#"]
+    assert row["labels"][-1] == -100
+
+
+def test_end_of_turn_token_that_is_none(tmp_path: Path) -> None:
+    assert refusal(tmp_path, [chat("Hi", "Hello")], eot_tokens=["<|eot|>"]) == (
+        "error[E0836]: the tokenizer has no token `<|eot|>`\n"
+        "  --> model\n"
+        "  why: `eot_tokens` names it\n"
+        "  fix: name tokens of its vocabulary"
+    )
+
+
+def test_overflow_splits_a_row_and_leaves_out_what_teaches_nothing(tmp_path: Path) -> None:
+    # The first twelve ids end within the word "assistant", of which all is masked.
+    made = tokenize(tmp_path, [chat("0", "abcdefgh")], max_length=12, overflow="split")
+    assert read_tokens(made) == [
+        {"input_ids": [*b"sistant\nabcd"], "labels": [*[-100] * 8, *b"abcd"]},
+        {"input_ids": [*b"efgh", 257, 10], "labels": [*b"efgh", 257, -100]},
+    ]
+    about = json.loads((made.path / "tokens.json").read_bytes())
+    assert (about["rows"], about["split"]) == (2, 1)
+
+
+def test_row_of_which_no_piece_can_be_trained_on(tmp_path: Path) -> None:
+    row = chat("0", "abcdefgh")
+    row["messages"][1]["train"] = False
+    message = refusal(tmp_path, [row], max_length=12, overflow="split")
+    assert message.startswith("error[E0823]: 1 of 1 rows have no trainable token")
+
+
+def test_preference_pair_is_not_split(tmp_path: Path) -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    assert refusal(tmp_path, [row], overflow="split").startswith(
+        'error[E0830]: `overflow = "split"` has no meaning for a dataset of form `preference`'
+    )

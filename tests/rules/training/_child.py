@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ftbuild.kinds import KINDS
+from ftbuild.testing import RecordingContext, artifact, run_rule
 from ftbuild_rules.training import _checkpoints
 from ftbuild_rules.training.dpo import dpo
 from ftbuild_rules.training.sft import sft
-
-from ftbuild.kinds import KINDS
-from ftbuild.testing import RecordingContext, artifact, run_rule
 
 
 @dataclass

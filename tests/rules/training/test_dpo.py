@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ftbuild.api import Adapter, Artifact, AttributeProblem, Model, RuleError, Tokens
+from ftbuild.testing import RecordingContext, artifact, context, run_rule
 from ftbuild_rules.training.dpo import dpo
 from ftbuild_rules.training.sft import sft
 from tiny_models import (
@@ -14,9 +17,6 @@ from tiny_models import (
     sft_rows,
     warnings_of_libraries,
 )
-
-from ftbuild.api import Adapter, Artifact, AttributeProblem, Model, RuleError, Tokens
-from ftbuild.testing import RecordingContext, artifact, context, run_rule
 
 pytestmark = warnings_of_libraries()
 LORA = {"r": 4, "alpha": 8, "dropout": 0.1}

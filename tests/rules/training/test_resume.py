@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ftbuild_rules.training._checkpoints import Checkpoints
-from tiny_models import make_model, make_tokens, preference_rows, sft_rows, warnings_of_libraries
 
 from ftbuild.testing import tree_digest
+from ftbuild_rules.training._checkpoints import Checkpoints
+from tiny_models import make_model, make_tokens, preference_rows, sft_rows, warnings_of_libraries
 
 pytestmark = warnings_of_libraries()
 ROOT = Path(__file__).parents[3]
@@ -117,11 +117,10 @@ def test_run_resumes_from_each_step_to_the_same_bytes(
 
     Three epochs of three steps, evaluated after each: steps 3 and 6 end one.
     """
-    from ftbuild_rules.training import _checkpoints
-    from ftbuild_rules.training.sft import sft
-
     from ftbuild.api import Model, Tokens
     from ftbuild.testing import RecordingContext, artifact, context, run_rule
+    from ftbuild_rules.training import _checkpoints
+    from ftbuild_rules.training.sft import sft
 
     tokens = artifact(Tokens, make_tokens(tmp_path / "tokens", sft_rows()))
     model = artifact(Model, make_model(tmp_path / "model"))

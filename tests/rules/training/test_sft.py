@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ftbuild_rules.training.sft import sft
-from tiny_models import make_model, make_tokens, sft_rows, warnings_of_libraries
 
 from ftbuild.api import Adapter, Artifact, AttributeProblem, Model, RuleError, Tokens
 from ftbuild.testing import RecordingContext, artifact, context, run_rule
+from ftbuild_rules.training.sft import sft
+from tiny_models import make_model, make_tokens, sft_rows, warnings_of_libraries
 
 pytestmark = warnings_of_libraries()
 LORA = {"r": 4, "alpha": 8}

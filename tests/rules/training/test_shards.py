@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ftbuild_rules.training.dpo import dpo
-from ftbuild_rules.training.sft import sft
-from tiny_models import make_model, make_tokens, preference_rows, sft_rows, warnings_of_libraries
 
 from ftbuild.api import Artifact, Model, RuleError, Tokens
 from ftbuild.testing import artifact, run_rule
+from ftbuild_rules.training.dpo import dpo
+from ftbuild_rules.training.sft import sft
+from tiny_models import make_model, make_tokens, preference_rows, sft_rows, warnings_of_libraries
 
 pytestmark = warnings_of_libraries()
 
@@ -35,7 +35,7 @@ def test_tokens_of_the_other_form(tmp_path: Path, model: Artifact) -> None:
         "error[E0901]: `dpo` needs tokens of the form `preference`; `tokens` has the form `sft`\n"
         "  --> tokens\n"
         "  why: its columns are input_ids, labels\n"
-        "  fix: make `data` a `tokens` target whose dataset has the form `preference`, not packed"
+        "  fix: make `data` a `tokens` target whose dataset has the form `preference`"
     )
 
 

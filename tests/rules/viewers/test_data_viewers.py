@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_kit import CHATML, IM_END, IM_START, chat, make_dataset, make_model
-from ftbuild_rules.tokens.tokens import tokens
-from ftbuild_rules.viewers import dataset as dataset_viewer
-from ftbuild_rules.viewers import tokens as tokens_viewer
 
+from chat_kit import CHATML, IM_END, IM_START, chat, make_dataset, make_model
 from ftbuild.digest import hash_bytes
 from ftbuild.errors import RuleError
 from ftbuild.kinds import Artifact
 from ftbuild.testing import run_rule
 from ftbuild.view import View
+from ftbuild_rules.tokens.tokens import tokens
+from ftbuild_rules.viewers import dataset as dataset_viewer
+from ftbuild_rules.viewers import tokens as tokens_viewer
 
 _numbers = itertools.count()
 PAIR = {"prompt": "Hi", "chosen": "Hello", "rejected": "Go", "id": 1}

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+
+from ftbuild.api import Adapter, Model, Report, View
+from ftbuild.testing import artifact
 from ftbuild_rules.viewers import adapter as adapter_viewer
 from ftbuild_rules.viewers import model as model_viewer
 from ftbuild_rules.viewers import report as report_viewer
 from tiny_models import make_model, warnings_of_libraries
-
-from ftbuild.api import Adapter, Model, Report, View
-from ftbuild.testing import artifact
 
 pytestmark = warnings_of_libraries()
 

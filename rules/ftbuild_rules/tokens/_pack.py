@@ -1,0 +1,92 @@
+"""Several short rows in one: fewer rows, and hardly any padding.
+
+Rows are packed within their shard and never across, so an edit packs one shard anew and the
+result is the same whatever the number of workers. `seq_lengths` says where each document ends;
+a trainer that attends across that border trains on something else than this.
+
+{"input_ids": [1, 9, 2, 1, 7, 2], "labels": [-100, 9, 2, -100, 7, 2], "seq_lengths": [3, 3]}
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from ftbuild_rules.tokens._masks import MASKED
+
+Packing = Literal["bfd", "ffd", "wrapped"]
+Row = tuple[list[int], list[int]]
+PackedRow = tuple[list[int], list[int], list[int]]
+
+
+def pack(rows: Sequence[Row], packing: Packing, max_length: int) -> list[PackedRow]:
+    """Return the rows, each of ids and labels, packed into rows of at most `max_length` tokens."""
+    if packing == "wrapped":
+        return _wrapped(rows, max_length)
+    lengths = [len(ids) for ids, _ in rows]
+    bins = (best_fit if packing == "bfd" else first_fit)(lengths, max_length)
+    return [_joined(rows[place] for place in sorted(places)) for places in sorted(bins, key=min)]
+
+
+def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Return which rows go together: each, the longest first, where it leaves the least room."""
+    bins: list[list[int]] = []
+    spaces: list[tuple[int, int]] = []  # what is left in a bin, and its number; sorted
+    for place in _longest_first(lengths):
+        found = bisect_left(spaces, (lengths[place], -1))
+        if found == len(spaces):
+            bins.append([])
+            space, number = room, len(bins) - 1
+        else:
+            space, number = spaces.pop(found)
+        bins[number].append(place)
+        insort(spaces, (space - lengths[place], number))
+    return bins
+
+
+def first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Return which rows go together: each, the longest first, in the first bin that takes it."""
+    bins: list[list[int]] = []
+    spaces: list[int] = []
+    for place in _longest_first(lengths):
+        length = lengths[place]
+        number = next((n for n, space in enumerate(spaces) if space >= length), len(bins))
+        if number == len(bins):
+            bins.append([])
+            spaces.append(room)
+        bins[number].append(place)
+        spaces[number] -= length
+    return bins
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda place: -lengths[place])
+
+
+def _joined(rows: Iterable[Row]) -> PackedRow:
+    ids: list[int] = []
+    labels: list[int] = []
+    ends: list[int] = []
+    for document, marks in rows:
+        ids += document
+        # Nothing of its own comes before a document's first token to predict it.
+        labels += [MASKED, *marks[1:]]
+        ends.append(len(document))
+    return ids, labels, ends
+
+
+def _wrapped(rows: Sequence[Row], max_length: int) -> list[PackedRow]:
+    """Return the rows one after another, cut wherever `max_length` is full."""
+    packed: list[PackedRow] = []
+    pending: list[Row] = []
+    room = max_length
+    for ids, labels in rows:
+        at = 0
+        while at < len(ids):
+            piece = ids[at : at + room], labels[at : at + room]
+            pending.append(piece)
+            at += len(piece[0])
+            room -= len(piece[0])
+            if not room:
+                packed.append(_joined(pending))
+                pending, room = [], max_length
+    return [*packed, _joined(pending)] if pending else packed
