@@ -6,10 +6,10 @@ token, so it ends at `tokens`. Each normal form has one fixed schema.
 {"messages": [{"role": "user", "content": "Hi"}, …], "tools": null, "metadata": "{\"id\":7}"}
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from itertools import chain
+from typing import Literal
 
 from ftbuild.api import (
     AttributeProblem,
@@ -23,12 +23,12 @@ from ftbuild.api import (
     Source,
     rule,
 )
-from ftbuild_rules.data._arrow import dataset_schema, shard_name, write_index, write_rows
 from ftbuild_rules.data._plain_text import SampleBy
 from ftbuild_rules.data._read import Reading, files_with_rows, read_rows
 from ftbuild_rules.data._rows import Row
-from ftbuild_rules.data._shards import SizedRow, cut, size_row
+from ftbuild_rules.data._shards import SizedRow, size_row
 from ftbuild_rules.data._typed import typed
+from ftbuild_rules.data._write import write_dataset
 from ftbuild_rules.formats._all import FORMATS, Formatting, normal_row
 from ftbuild_rules.formats._prompt import Prompt, problem
 from ftbuild_rules.formats._words import BadRow, names
@@ -138,26 +138,17 @@ def _check_prompt(name: str, template: str, format_name: str) -> None:
 @rule(version=3, output=Dataset, pins=("pyarrow",), preload=("pyarrow", "xxhash"), check=check)
 def dataset(ctx: Context, inputs: DatasetInputs, params: DatasetParams) -> None:
     """Read rows into their normal form, cut into shards by content."""
-    form = ""
-    counts: list[int] = []
-    (ctx.out / "data").mkdir()
-    for shard in cut(_rows(ctx, inputs.source, params)):
-        form = form or _form_of(shard[0], params)
-        path = ctx.out / "data" / f"{len(counts)}.arrow"
-        _check_form(shard, form, inputs.source)
-        write_rows(path, [row.columns for row in shard], dataset_schema(form))
-        counts.append(len(shard))
-    if not counts:
+    rows = _rows(ctx, inputs.source, params)
+    first = next(rows, None)
+    if first is None:
         raise RuleError(
             "the source has no rows",
             code="E0809",
             where=Place(inputs.source.spec),
             fix="write one JSON object a line",
         )
-    shards = _name_shards(ctx.out, counts)
-    index = {"form": form, "rows": sum(counts), "shards": shards}
-    write_index(ctx.out / "dataset.json", index)
-    ctx.facts(rows=sum(counts), shards=len(counts))
+    form = _form_of(first, params)
+    write_dataset(ctx, _of_form(chain([first], rows), form, inputs.source), form)
 
 
 def _form_of(row: SizedRow, params: DatasetParams) -> str:
@@ -165,24 +156,16 @@ def _form_of(row: SizedRow, params: DatasetParams) -> str:
     return "messages" if "messages" in row.columns else str(FORMATS[params.format].FORM)
 
 
-def _check_form(shard: list[SizedRow], form: str, source: Source) -> None:
-    if any(("messages" in row.columns) != (form == "messages") for row in shard):
-        raise RuleError(
-            "some prompts are texts and others are messages",
-            code="E0811",
-            where=Place(source.spec),
-            fix="make a dataset of each",
-        )
-
-
-def _name_shards(out: Path, counts: list[int]) -> list[list[Any]]:
-    """Give the shards the names that sort in their order, now that their number is known."""
-    shards = []
-    for number, rows in enumerate(counts):
-        name = shard_name(number, len(counts))
-        (out / "data" / f"{number}.arrow").rename(out / name)
-        shards.append([name, rows])
-    return shards
+def _of_form(rows: Iterable[SizedRow], form: str, source: Source) -> Iterator[SizedRow]:
+    for row in rows:
+        if ("messages" in row.columns) != (form == "messages"):
+            raise RuleError(
+                "some prompts are texts and others are messages",
+                code="E0811",
+                where=Place(source.spec),
+                fix="make a dataset of each",
+            )
+        yield row
 
 
 def _formatting(params: DatasetParams) -> Formatting:
