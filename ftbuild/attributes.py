@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ftbuild import mistakes
+from ftbuild import mistakes, queries
 from ftbuild.declaration import ENGINE_ATTRIBUTES, Declaration
 from ftbuild.digest import canonical_json
 from ftbuild.kinds import Artifact
@@ -20,6 +20,7 @@ from ftbuild.wording import as_toml, did_you_mean, dotted, kind_of_value, neares
 if TYPE_CHECKING:
     from ftbuild.rule import InputField, Params, Rule
 
+_FUNCTION = re.compile(r"[^:]+\.py:[A-Za-z_]\w*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _VARIABLE_FORM = "a name has A-Z a-z 0-9 _ and does not begin with a digit"
 
@@ -141,7 +142,7 @@ def _not_json(checked: Checked, value: Any, path: KeyPath) -> None:
 
 
 def _input(checked: Checked, wanted: "InputField", value: Any) -> None:
-    read = {None: _label, "source": _source, "variable": _variable}[wanted.outside]
+    read = _READS[wanted.outside]
     name = wanted.name
     found: list[tuple[str | int | None, Any]]
     if wanted.shape == "one":
@@ -159,11 +160,17 @@ def _input(checked: Checked, wanted: "InputField", value: Any) -> None:
     before = len(checked.findings)
     for place, item in found:
         read(checked, wanted, place, item)
-    if wanted.outside == "source" and len(checked.findings) == before:
-        checked.sources[name] = {wanted.shape: value}
+    if wanted.outside in ("source", "function") and len(checked.findings) == before:
+        shape = "function" if wanted.outside == "function" else wanted.shape
+        checked.sources[name] = {shape: value}
 
 
-_PLURAL = {None: "labels", "source": "sources", "variable": "names of variables"}
+_PLURAL = {
+    None: "labels",
+    "source": "sources",
+    "variable": "names of variables",
+    "function": "functions",
+}
 
 
 def _path(wanted: "InputField", place: str | int | None) -> KeyPath:
@@ -191,6 +198,15 @@ def _variable(checked: Checked, wanted: "InputField", place: str | int | None, v
     checked.wrong("E0202", what, path, fix=_VARIABLE_FORM)
 
 
+def _function(checked: Checked, wanted: "InputField", place: str | int | None, value: Any) -> None:
+    if isinstance(value, str) and _FUNCTION.fullmatch(value):
+        return
+    path = _path(wanted, place)
+    found = as_toml(value) if isinstance(value, str) else kind_of_value(value)
+    what = f"`{dotted(path)}` should be a file and a function in it; found {found}"
+    checked.wrong("E0202", what, path, fix=f'write `{dotted(path)} = "file.py:function"`')
+
+
 def _source(checked: Checked, wanted: "InputField", place: str | int | None, value: Any) -> None:
     path = _path(wanted, place)
     specs: Iterable[tuple[KeyPath, Any]] = [(path, value)]
@@ -200,13 +216,18 @@ def _source(checked: Checked, wanted: "InputField", place: str | int | None, val
             what = f"`{dotted(path)}` is an empty list: there is nothing to read"
             checked.wrong("E0403", what, path, fix="name a file, or remove the attribute")
     for where, spec in specs:
-        if isinstance(spec, dict) and spec and all(_is_text(item) for item in spec.values()):
+        if isinstance(spec, dict) and "sql" in spec:
+            if problem := queries.problem(spec):
+                checked.wrong("E0406", f"`{dotted(where)}`: {problem[0]}", where, fix=problem[1])
             continue
         if not _is_text(spec):
             what = f"`{dotted(where)}` should be a path, an address or a table of texts"
             found = "an empty text" if spec == "" else kind_of_value(spec)
             fix = f'for example `{dotted(path)} = "data/rows.jsonl"`'
             checked.wrong("E0403", f"{what}; found {found}", where, fix=fix)
+
+
+_READS = {None: _label, "source": _source, "variable": _variable, "function": _function}
 
 
 def _is_text(value: Any) -> bool:
@@ -220,9 +241,11 @@ def _example(wanted: "InputField", value: Any = None) -> str:
 
 def _meaning(wanted: "InputField") -> str:
     if wanted.outside:
-        return {"source": ", a path or an address", "variable": ", the name of a variable"}[
-            wanted.outside
-        ]
+        return {
+            "source": ", a path or an address",
+            "variable": ", the name of a variable",
+            "function": ", a file and a function in it: `file.py:function`",
+        }[wanted.outside]
     kinds = " or ".join(f"`{kind.kind}`" for kind in wanted.kinds)
     one = wanted.shape == "one"
     return (

@@ -1,5 +1,6 @@
 """Sources that are files of this machine: whether what a manifest names is there."""
 
+import ast
 import glob
 import os
 import re
@@ -11,14 +12,25 @@ from ftbuild.declaration import Declaration
 from ftbuild.spans import Finding, KeyPath
 from ftbuild.wording import nearest, shown
 
-SCHEMES = ("hf", "pypi")
-"""How sources come that are no files of this machine; `sources.resolver` knows the same."""
+SCHEMES = ("hf", "pypi", "https", "http")
+"""How sources come that are no files of this machine."""
+BUCKETS = frozenset(
+    {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss"}
+    | {"hdfs", "webhdfs", "webdav", "sftp", "ssh", "ftp", "smb", "memory"}
+)
+"""What fsspec reaches besides, by `NAME://…`."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
 def is_local(spec: Any) -> bool:
     """Say whether a source is a path, and not an address (`hf:`, `https:`) or a table."""
     return isinstance(spec, str) and _SCHEME.match(spec) is None
+
+
+def is_bucket(spec: str) -> bool:
+    """Say whether a source is an address for fsspec."""
+    name, separator, _ = spec.partition("://")
+    return bool(separator) and name in BUCKETS
 
 
 def is_glob(path: str) -> bool:
@@ -45,6 +57,9 @@ def missing(root: Path, declaration: Declaration, sources: dict[str, Any]) -> li
     """Return a finding for each local file, folder or pattern that names nothing."""
     findings = []
     for field, one in sources.items():
+        if "function" in one:
+            findings += _missing_function(root, declaration, field, one["function"])
+            continue
         for path, spec in specs(field, one):
             if not is_local(spec):
                 findings += _unknown_scheme(declaration, path, spec)
@@ -57,14 +72,39 @@ def missing(root: Path, declaration: Declaration, sources: dict[str, Any]) -> li
     return findings
 
 
+def _missing_function(root: Path, declaration: Declaration, field: str, spec: str) -> list[Finding]:
+    """Return a finding where the file of a function is not there, is no Python, or lacks it."""
+    name, _, function = spec.rpartition(":")
+    path = root / declaration.package / name
+    where, keys = declaration.origin((field,))
+    if not path.is_file():
+        what, fix = _explained(root / declaration.package, name)
+        return [Finding("E0401", what, where, keys, fix=fix)]
+    if not path.resolve().is_relative_to(root.resolve()):
+        what = f"`{shown(name)}` is outside the workspace, so what it imports cannot be known"
+        return [Finding("E0405", what, where, keys, fix="copy the file into the workspace")]
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        what = f"`{shown(name)}` is no Python: {error}"
+        return [Finding("E0405", what, where, keys, fix="mend it")]
+    defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    if function in defined:
+        return []
+    match = nearest(function, defined)
+    fix = f"did you mean `{name}:{match}`?" if match else f"define `def {function}(row):` there"
+    return [Finding("E0405", f"`{shown(name)}` has no function `{function}`", where, keys, fix=fix)]
+
+
 def _unknown_scheme(declaration: Declaration, path: KeyPath, spec: Any) -> list[Finding]:
     found = _SCHEME.match(spec) if isinstance(spec, str) else None
-    if found is None or found[0][:-1] in SCHEMES:
+    if found is None or found[0][:-1] in SCHEMES or is_bucket(spec):
         return []
     file, keys = declaration.origin(path)
-    known = " and ".join(f"`{name}:`" for name in SCHEMES)
+    known = ", ".join(f"`{name}:`" for name in SCHEMES[:-1])
     what = f"a source cannot come by `{shown(found[0])}`"
-    return [Finding("E0404", what, file, keys, fix=f"name a file; besides, there are {known}")]
+    fix = f"name a file; besides, there are {known} and addresses such as `s3://…`"
+    return [Finding("E0404", what, file, keys, fix=fix)]
 
 
 def _is_there(folder: str, spec: str) -> bool:

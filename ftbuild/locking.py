@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from ftbuild import queries
 from ftbuild.action import Describer
 from ftbuild.errors import UsageError
 from ftbuild.graph import Target
@@ -43,8 +44,9 @@ def without(lock: Lock, names: Sequence[str]) -> Lock:
     for name in names:
         if name in lock.libraries:
             lock = replace(lock, libraries=_less(lock.libraries, name))
-        elif name in lock.sources:
-            lock = replace(lock, sources=_less(lock.sources, name))
+        elif meant := [spec for spec in lock.sources if name in (spec, queries.variable(spec))]:
+            for spec in meant:
+                lock = replace(lock, sources=_less(lock.sources, spec))
         else:
             from ftbuild.wording import did_you_mean
 

@@ -177,7 +177,12 @@ class Project:
 
     def _describer(self) -> Describer:
         resolver = Resolver(
-            self.root, self.store, self.statcache, self.locked, is_offline=self.options.offline
+            self.root,
+            self.store,
+            self.statcache,
+            self.locked,
+            os.environ,
+            is_offline=self.options.offline,
         )
         return Describer(self.graph, resolver, self.store, self.locked, os.environ)
 

@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, 
 from pydantic import BaseModel, ConfigDict
 
 from ftbuild.digest import Digest
+from ftbuild.errors import Place, RuleError
 from ftbuild.kinds import Artifact, Part
 
 # ---------------------------------------------------------------- what comes from outside
@@ -64,11 +65,60 @@ class Variable:
     value: str | None
 
 
+@dataclass(frozen=True)
+class Function:
+    """A user's Python function, `file.py:function`.
+
+    In the key stands the normalised source of its file and of the files of the project that it
+    imports, so that a comment changes nothing and a changed line of a helper does.
+    """
+
+    path: Path
+    name: str
+    spec: str
+    """As written in FTBUILD.toml, for messages only."""
+
+    def load(self) -> Callable[..., Any]:
+        """Import the file and return the function.
+
+        Raises:
+            RuleError: E0715, the file fails; the log holds its traceback.
+        """
+        import sys
+
+        sys.path.insert(0, str(self.path.parent))  # as for a script: its helpers come first
+        module = types.ModuleType(f"_ftbuild_function_{self.path.stem}")
+        module.__file__ = str(self.path)
+        sys.modules[module.__name__] = module
+        try:
+            exec(compile(self.path.read_bytes(), self.spec, "exec"), module.__dict__)
+            function: Callable[..., Any] = getattr(module, self.name)
+        except (Exception, SystemExit) as error:
+            raise self.failure(error) from error
+        return function
+
+    def failure(self, error: BaseException) -> RuleError:
+        """Return what is said when the function, or the import of its file, raises `error`."""
+        import traceback
+
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == self.spec
+        ]
+        return RuleError(
+            f"`{self.spec}` fails: {type(error).__name__}: {error}",
+            code="E0715",
+            where=Place(self.spec.rpartition(":")[0], lines[-1] if lines else None),
+            fix="mend it; what it imports of the project lies beside it or below",
+        )
+
+
 # ---------------------------------------------------------------- the attributes of a target
 
 
 class Inputs(BaseModel):
-    """What a rule reads: fields typed by kind, or `Source`, or `Variable`.
+    """What a rule reads: fields typed by kind, or `Source`, `Variable`, `Function`.
 
     A field is one artifact (`model: Model`), one of several kinds (`Model | QuantizedModel`),
     a part (`Annotated[Model, TOKENIZER]`), optional (`Adapter | None = None`), a list
@@ -105,8 +155,8 @@ class InputField:
 
     name: str
     kinds: tuple[type[Artifact], ...]
-    """Empty for a `Source` or a `Variable`."""
-    outside: Literal["source", "variable"] | None
+    """Empty for a `Source`, a `Variable` or a `Function`."""
+    outside: Literal["source", "variable", "function"] | None
     shape: Literal["one", "list", "table"]
     is_required: bool
     part: Part | None
@@ -303,7 +353,7 @@ def _input_fields(inputs: type[Inputs]) -> dict[str, InputField]:
 
 _Taken = tuple[
     tuple[type[Artifact], ...],
-    Literal["source", "variable"] | None,
+    Literal["source", "variable", "function"] | None,
     Literal["one", "list", "table"],
     Part | None,
 ]
@@ -331,4 +381,6 @@ def _take_apart(hint: Any) -> _Taken:
         return (), "source", "one", None
     if hint is Variable:
         return (), "variable", "one", None
+    if hint is Function:
+        return (), "function", "one", None
     raise TypeError(f"an input cannot be of type {hint!r}")

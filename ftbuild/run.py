@@ -284,6 +284,8 @@ class _Run:
 
     def _plain_source(self, source: Resolved, folder: str) -> dict[str, Any]:
         files = self.runner.resolver.materialise(source, f"{self.desk.sources}/{folder}")
+        if source.function is not None:
+            return {"function": [files[0][0], source.function, source.spec]}
         return {"source": files, "spec": str(source.spec)}
 
     def _linkable(self) -> dict[str, dict[str, Digest]]:

@@ -18,7 +18,20 @@ if TYPE_CHECKING:
 _SPEC: dict[str, Any] = {
     "anyOf": [
         {"type": "string", "minLength": 1},
-        {"type": "object", "minProperties": 1, "additionalProperties": {"type": "string"}},
+        {
+            "type": "object",
+            "required": ["sql"],
+            "additionalProperties": False,
+            "properties": {
+                "sql": {"type": "string", "minLength": 1},
+                "url": {"type": "string"},
+                "url_env": {"type": "string"},
+                "params": {
+                    "type": "object",
+                    "additionalProperties": {"type": ["string", "number", "boolean"]},
+                },
+            },
+        },
     ]
 }
 _SOURCE: dict[str, Any] = {
@@ -26,6 +39,8 @@ _SOURCE: dict[str, Any] = {
 }
 _LABEL: dict[str, Any] = {"type": "string", "minLength": 1}
 _VARIABLE: dict[str, Any] = {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}
+_FUNCTION: dict[str, Any] = {"type": "string", "pattern": r"^[^:]+\.py:[A-Za-z_]\w*$"}
+_ONE = {None: _LABEL, "source": _SOURCE, "variable": _VARIABLE, "function": _FUNCTION}
 
 _ENGINE_ATTRIBUTES: dict[str, Any] = {
     "description": {"type": "string", "description": "What the target is, for people."},
@@ -119,7 +134,7 @@ def _target(rule: "Rule", definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _input(field: "InputField") -> dict[str, Any]:
-    one: Mapping[str, Any] = {None: _LABEL, "source": _SOURCE, "variable": _VARIABLE}[field.outside]
+    one: Mapping[str, Any] = _ONE[field.outside]
     meaning = field.help
     if not field.outside:
         meaning = f"{meaning}\n\nThe label of {a_kind(kind.kind for kind in field.kinds)}.".strip()

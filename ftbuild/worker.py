@@ -24,7 +24,7 @@ from ftbuild.errors import FtbuildError, Problem, RuleError
 from ftbuild.graph import RuleFacts
 from ftbuild.kinds import KINDS, Artifact
 from ftbuild.registry import load_rule
-from ftbuild.rule import Fragment, Piece, Rule, Source, SourceFile, Variable
+from ftbuild.rule import Fragment, Function, Piece, Rule, Source, SourceFile, Variable
 from ftbuild.store.actions import Record
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
@@ -82,6 +82,9 @@ def _input(plain: Any) -> Any:
             for path, relative, digest, name in plain["source"]
         )
         return Source(files, plain["spec"])
+    if "function" in plain:
+        path, name, spec = plain["function"]
+        return Function(Path(path), name, spec)
     name, value = plain["variable"]
     return Variable(name, value)
 

@@ -26,7 +26,7 @@ store.*
 api testing
 root spans declaration settings tomlfile packages overlay matrix manifest
 nodes rulesource rulefile registry
-lookup suggestions mistakes localfiles attributes graph joining schema
+lookup suggestions mistakes queries localfiles attributes graph joining schema
 keys lockfile usersettings
 sources.*
 action history plan locking
@@ -41,7 +41,11 @@ cli.* __main__
 """
 
 # No dependency of the core, imported only where a user asks for it: `hf:` needs the hub's client.
-ON_REQUEST = {("ftbuild.sources.hub", "huggingface_hub")}
+ON_REQUEST = {
+    ("ftbuild.sources.hub", "huggingface_hub"),
+    ("ftbuild.sources.sql", "sqlalchemy"),
+    ("ftbuild.sources.bucket", "fsspec"),
+}
 
 # Of a rule pack's own modules and the standard library a rule file may import all.
 SDK = {"ftbuild.api", "ftbuild.view"}

@@ -77,7 +77,11 @@ def attributes(rule: "Rule") -> list[dict[str, Any]]:
 
 def _input(field: "InputField") -> dict[str, Any]:
     if field.outside is not None:
-        what = {"source": "source", "variable": "environment variable"}[field.outside]
+        what = {
+            "source": "source",
+            "variable": "environment variable",
+            "function": "file.py:function",
+        }[field.outside]
     else:
         is_any = set(field.kinds) == set(KINDS)
         what = f"label of {'any target' if is_any else ' or '.join(k.kind for k in field.kinds)}"

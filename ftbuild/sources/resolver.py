@@ -1,21 +1,24 @@
 """Resolver: a target's sources to digests, and to files that an action can read."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ftbuild.digest import Digest
-from ftbuild.errors import CorruptError, MachineError
+from ftbuild import localfiles, queries, rulesource
+from ftbuild.digest import Digest, hash_value
+from ftbuild.errors import CorruptError, FtbuildError, MachineError
 from ftbuild.graph import RuleFacts, Target
 from ftbuild.kinds import Part
-from ftbuild.lockfile import Lock, Pin
+from ftbuild.lockfile import Lock, Pin, PinnedFile
 from ftbuild.sources import hub, local, pypi
+from ftbuild.store.actions import Record
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
 
-_REMOTE: Mapping[str, Any] = {"pypi": pypi, "hf": hub}
+_REMOTE = frozenset({*localfiles.SCHEMES, "sql"})
+_QUERY_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,17 @@ class Resolved:
 
     spec: Any
     files: tuple[tuple[str, Digest, str | None, str], ...]
-    """`where` is None for a remote file, whose bytes are the blob of its digest and whose name
-    is the source as written."""
+    """`where` is None for a remote file, whose bytes are the blob of its digest; its name is then
+    the address by which the lock knows the source."""
+    function: str | None = None
+    """The function that is meant, in the first of the files; the others are what that imports."""
+    source_digest: Digest | None = None
+    """What stands for all files of a function in a key."""
 
     def part(self) -> list[tuple[str, Digest]]:
         """Return what stands for it in a key."""
+        if self.function is not None and self.source_digest is not None:
+            return [(self.function, self.source_digest)]
         return [(relative, digest) for relative, digest, _, _ in self.files]
 
 
@@ -41,11 +50,20 @@ class Unlocked(Exception):
 
 
 def scheme(spec: object) -> str | None:
-    """Return the scheme of a remote source, or None for a local one."""
+    """Return the scheme of a remote source's address, or None for a local one."""
     if not isinstance(spec, str):
         return None
     head, colon, _ = spec.partition(":")
-    return head if colon and head in _REMOTE else None
+    return head if colon and (head in _REMOTE or localfiles.is_bucket(spec)) else None
+
+
+def addresses(spec: Any) -> list[str]:
+    """Return by what the lock knows the remote ones among the sources that `spec` names."""
+    if isinstance(spec, list):
+        return [address for one in spec for address in addresses(one)]
+    if isinstance(spec, dict):
+        return [] if queries.is_sqlite(spec) else [queries.address(spec)]
+    return [spec] if scheme(spec) else []
 
 
 @dataclass
@@ -56,12 +74,16 @@ class Resolver:
     store: Store
     statcache: StatCache
     lock: Lock
+    environment: Mapping[str, str]
+    """Where `url_env` of an SQL source is looked up."""
     is_offline: bool = False
     _seen: dict[tuple[str, str], tuple[Any, str, Part | None, Resolved]] = field(
         default_factory=dict
     )
     _folders: set[str] = field(default_factory=set)
     """Folders whose listings decided what the sources are."""
+    _databases: set[str] = field(default_factory=set)
+    """SQLite files whose rows are sources."""
 
     def sources(self, target: Target, facts: RuleFacts) -> dict[str, Any]:
         """Return the target's sources by field: a `Resolved`, or a table of them.
@@ -76,11 +98,45 @@ class Resolver:
             if "one" in shape:
                 found[name] = self.one(shape["one"], target.package, part)
                 continue
+            if "function" in shape:
+                found[name] = self.function(shape["function"], target.package)
+                continue
             several = shape["table"] if "table" in shape else _numbered(shape["list"])
             found[name] = {
                 key: self.one(spec, target.package, part) for key, spec in several.items()
             }
         return found
+
+    def function(self, spec: str, package: str) -> Resolved:
+        """Return a function of the workspace by the source of all that it consists of.
+
+        Raises:
+            FtbuildError: E0405, a file it imports is no Python.
+        """
+        memo = (package, f"function {spec}")
+        if memo not in self._seen:
+            self._seen[memo] = (_Named(spec), package, None, self._function(spec, package))
+        return self._seen[memo][3]
+
+    def _function(self, spec: str, package: str) -> Resolved:
+        file, _, name = spec.rpartition(":")
+        path = (self.root / package / file).resolve()
+        root = self.root.resolve()
+        try:
+            digest, found = rulesource.source_digest(path, root)
+        except (SyntaxError, OSError) as e:
+            raise FtbuildError(f"`{spec}` cannot be read: {e}", code="E0405") from e
+        files = [path, *(other for other in found if other != path)]
+        named = [os.path.relpath(file, root) for file in files]
+        return Resolved(
+            spec,
+            tuple(
+                (name, self._digest(str(file)), str(file), name)
+                for name, file in zip(named, files, strict=True)
+            ),
+            name,
+            digest,
+        )
 
     def one(self, spec: Any, package: str, part: Part | None) -> Resolved:
         """Return one source by content."""
@@ -97,7 +153,7 @@ class Resolver:
             for _, _, where, _ in resolved.files
             if where is not None
         }
-        return [*files, *sorted(self._folders)]
+        return [*files, *sorted(self._databases), *sorted(self._folders)]
 
     def is_current(self) -> bool:
         """Say whether all sources, looked up anew, are what they were."""
@@ -107,13 +163,20 @@ class Resolver:
         )
 
     def _one(self, spec: Any, package: str, part: Part | None) -> Resolved:
-        if scheme(spec):
-            pin = self.lock.sources.get(spec)
-            if pin is None:
-                raise Unlocked(spec)
-            return Resolved(spec, tuple((f.path, f.sha256, None, spec) for f in pin.files))
-        if isinstance(spec, list) and any(map(scheme, spec)):
+        if isinstance(spec, _Named):
+            return self._function(spec.text, package)
+        is_mixed = isinstance(spec, list) and not all(
+            isinstance(one, str) and scheme(one) is None for one in spec
+        )
+        if is_mixed:
             return self._several(spec, package, part)
+        if isinstance(spec, dict) and queries.is_sqlite(spec):
+            return self._query(spec, package)
+        if remote := addresses(spec):
+            pin = self.lock.sources.get(remote[0])
+            if pin is None:
+                raise Unlocked(remote[0])
+            return Resolved(spec, tuple((f.path, f.sha256, None, remote[0]) for f in pin.files))
         base = self.root / package
         found = local.find(spec, base, part)
         self._folders |= found.directories
@@ -133,6 +196,28 @@ class Resolver:
         ]
         return Resolved(specs, tuple(files))
 
+    def _query(self, table: Mapping[str, Any], package: str) -> Resolved:
+        """Return the rows of a query on a SQLite file; it is run again when the file changed."""
+        from ftbuild.sources import sql
+
+        path = sql.sqlite_file(table, self.root / package)
+        assert path is not None
+        files = [path, *(p for p in [path.with_name(f"{path.name}-wal")] if p.is_file())]
+        self._folders.add(str(path.parent))
+        self._databases.update(str(file) for file in files)
+        content = [self._digest(str(file)) for file in files]
+        asked = {name: value for name, value in table.items() if name != "url"}
+        document = {"query": _QUERY_FORMAT, "asked": asked, "content": content}
+        key = hash_value(document)
+        record = self.store.find(key)
+        if record is None:
+            directory = self.store.workspace()
+            sql.write_sqlite(path, table, directory / sql.NAME)
+            record = Record(key, self.store.put_tree(directory), None, document, {})
+            self.store.publish(record)
+        digest = record.tree.entries[0].digest
+        return Resolved(table, ((sql.NAME, digest, None, f"{queries.shown(table)}"),))
+
     def _digest(self, path: str) -> Digest:
         try:
             return self.statcache.digest_of(path)
@@ -148,9 +233,12 @@ class Resolver:
         seen = set()
         for target in targets.values():
             for name, shape in target.sources.items():
-                specs = shape["table"].values() if "table" in shape else shape.values()
-                for spec in _flat(_flat(specs)):
-                    if scheme(spec) and spec not in self.lock.sources and spec not in seen:
+                if "function" in shape:
+                    continue
+                [given] = shape.values()
+                specs = list(given.values()) if "table" in shape else given
+                for spec in addresses(specs):
+                    if spec not in self.lock.sources and spec not in seen:
                         seen.add(spec)
                         yield spec, _part(rules[target.rule], name)
 
@@ -162,9 +250,9 @@ class Resolver:
         """
         self._needs_network(spec)
         with self._workspace() as directory:
-            if scheme(spec) == "pypi":
-                return pypi.fetch(spec, directory, self._keep)
-            return hub.resolve(spec, part, directory, self._keep)
+            if scheme(spec) == "hf":
+                return hub.resolve(spec, part, directory, self._keep)
+            return self._fetch_all(spec, directory)
 
     def materialise(self, source: Resolved, directory: str) -> list[tuple[str, str, Digest, str]]:
         """Lay `source` out as links below `directory`, with nothing else there.
@@ -180,7 +268,7 @@ class Resolver:
             path = os.path.join(directory, relative)
             os.makedirs(os.path.dirname(path), exist_ok=True)
             os.symlink(where or self._remote(name, digest), path)
-            files.append((path, relative, digest, name))
+            files.append((path, relative, digest, _name_for_people(name, relative)))
         return files
 
     def _remote(self, spec: str, digest: Digest) -> Path:
@@ -200,12 +288,35 @@ class Resolver:
         return self.store.blob_path(digest)
 
     def _fetch(self, spec: str, digest: Digest, directory: Path) -> None:
-        if scheme(spec) == "pypi":
-            pypi.fetch(spec, directory, self._keep)
+        if scheme(spec) != "hf":
+            self._fetch_all(spec, directory)
             return
         pin = self.lock.sources[spec]
         file = next(f for f in pin.files if f.sha256 == digest)
         self._keep(hub.fetch(spec, pin, file, directory))
+
+    def _fetch_all(self, spec: str, directory: Path) -> Pin:
+        """Fetch all files of a source of which no single one can be had."""
+        kind = scheme(spec)
+        if kind == "pypi":
+            return pypi.fetch(spec, directory, self._keep)
+        if kind == "sql":
+            return self._ask(spec, directory)
+        if kind in ("http", "https"):
+            from ftbuild.sources import web
+
+            return web.fetch(spec, directory, self._keep)
+        from ftbuild.sources import bucket
+
+        return bucket.fetch(spec, directory, self._keep)
+
+    def _ask(self, spec: str, directory: Path) -> Pin:
+        from ftbuild.sources import sql
+
+        rows = directory / sql.NAME
+        sql.fetch(queries.table_of(spec), self.environment, self.root, rows)
+        size = rows.stat().st_size
+        return Pin((PinnedFile(sql.NAME, size, self._keep(rows)),))
 
     def _keep(self, path: Path) -> Digest:
         return self.store.put_file(path)
@@ -239,9 +350,18 @@ def _numbered(specs: list[Any]) -> dict[str, Any]:
     return {str(place): spec for place, spec in enumerate(specs)}
 
 
-def _flat(specs: Iterable[Any]) -> Iterator[Any]:
-    for spec in specs:
-        yield from spec if isinstance(spec, list) else (spec,)
+@dataclass(frozen=True)
+class _Named:
+    """A function in the place of a source's spec."""
+
+    text: str
+
+
+def _name_for_people(name: str, relative: str) -> str:
+    if scheme(name) == "sql":
+        return queries.shown(queries.table_of(name))
+    is_alone = scheme(name) is None or relative.startswith("file.")
+    return name if is_alone else f"{name}/{relative}"
 
 
 def _part(facts: RuleFacts, name: str) -> Part | None:

@@ -133,7 +133,16 @@ def _sample_rows(sample: _Sample, name: str, read: ReadTable) -> Iterator[Row | 
 
 def _members(binary: io.BufferedReader, name: str, kind: str) -> Iterator[Member]:
     reader = _tar_members if kind == ".tar" else _zip_members
+    seen: set[str] = set()
     for member in reader(binary, name):
+        if member.name in seen:
+            raise RuleError(
+                f"the archive holds two members named `{member.name}`",
+                code="E0844",
+                where=Place(name),
+                fix="pack it again from a folder",
+            )
+        seen.add(member.name)
         path = PurePosixPath(member.name)
         if path.is_absolute() or ".." in path.parts or "\\" in member.name:
             raise _escapes(member.name, name)

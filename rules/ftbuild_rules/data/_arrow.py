@@ -27,6 +27,8 @@ def dataset_schema(form: str) -> Any:
             ("tool_calls", text),
             ("tool_call_id", text),
             ("train", pa.bool_()),
+            ("reasoning_content", text),
+            ("train_detail", text),
         ]
     )
     messages = pa.list_(message)
@@ -39,6 +41,20 @@ def dataset_schema(form: str) -> Any:
             ("tools", text),
         ],
         "text": [("text", text)],
+        "segments": [("segments", pa.list_(pa.struct([("text", text), ("train", pa.bool_())])))],
+        "tokenized": [("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))],
+        "unpaired": [
+            ("prompt", messages),
+            ("completion", messages),
+            ("label", pa.bool_()),
+            ("tools", text),
+        ],
+        "stepwise": [
+            ("prompt", text),
+            ("completions", pa.list_(text)),
+            ("labels", pa.list_(pa.bool_())),
+        ],
+        "prompts": [("prompt", messages), ("tools", text)],
     }
     return pa.schema([*columns[form], ("metadata", text)])
 

@@ -7,7 +7,7 @@ rows were written in. Memory holds one row and one block, whatever the size of a
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
@@ -52,9 +52,9 @@ def files_with_rows(source: Source) -> tuple[list[SourceFile], list[SourceFile]]
     states = [path for path in by_path if PurePosixPath(path).name == _SAVED]
     if states:
         return _saved(by_path, states, source.spec), []
-    if len(source.files) == 1 or all("/" not in p and _is_numbered(p) for p in by_path):
+    if len(source.files) == 1 or all(_is_numbered(p) for p in by_path):
         return list(source.files), []
-    holding = [file for file in source.files if _kind(file.name) is not None]
+    holding = [file for file in source.files if _kind(file.relative) is not None]
     if not holding:
         raise RuleError(
             "the folder holds no file from which rows can be read",
@@ -68,7 +68,7 @@ def files_with_rows(source: Source) -> tuple[list[SourceFile], list[SourceFile]]
 
 def _is_numbered(path: str) -> bool:
     """Say whether a path within a source is one that files get which were named."""
-    stem = path.partition(".")[0]
+    stem = path.partition("/")[0].partition(".")[0]  # a list that mixes places gives 00001/…
     return stem == "file" or stem.isdecimal()
 
 
@@ -103,25 +103,25 @@ def read_rows(file: SourceFile, reading: Reading) -> Iterator[Row | RuleError]:
         RuleError: nothing after a bad row can be read.
     """
     with opened(file.path) as binary, decompression_errors(file.name):
-        yield from _read(binary, file.name, reading, is_member=False)
+        yield from _read(binary, file.name, file.relative, reading)
 
 
 def _read(
-    raw: BinaryIO, name: str, reading: Reading, *, is_member: bool
+    raw: BinaryIO, name: str, path: str, reading: Reading, *, is_member: bool = False
 ) -> Iterator[Row | RuleError]:
-    kind = _kind(name)
+    """Yield the rows of a stream; `path` says by its ending what it is, `name` is for messages."""
+    kind = _kind(path)
     if kind is None or (is_member and kind in ARCHIVES):
         raise _unreadable(name)
-    binary = decompressed(raw, name)
+    binary = decompressed(raw, path)
     if kind in ARCHIVES:
-        inner = replace(reading, sample_by="document")
         yield from archive_rows(
             binary,
             name,
             kind=kind,
             members=reading.members,
             is_table=lambda member: _kind(member) in _TABLES,
-            read=lambda file, member: _read(file, member, inner, is_member=True),
+            read=lambda file, member: _read(file, member, member, reading, is_member=True),
         )
     else:
         yield from _table_rows(binary, name, kind, reading)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ftbuild_rules.data._json import RefusedError, decoder
-from ftbuild_rules.formats._messages import BadRow
+from ftbuild_rules.formats._words import BadRow
 
 _INTEGER = re.compile(r"[+-]?\d+")
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}

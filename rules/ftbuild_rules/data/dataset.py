@@ -1,16 +1,15 @@
 r"""`dataset`: rows from outside -> rows in their normal form, in shards that follow edits.
 
 What a format does not read is kept as `metadata`: an edit there changes the dataset and no
-token, so it ends at `tokens`. Messages, preference pairs and texts each have one fixed schema.
+token, so it ends at `tokens`. Each normal form has one fixed schema.
 
 {"messages": [{"role": "user", "content": "Hi"}, …], "tools": null, "metadata": "{\"id\":7}"}
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from itertools import chain
+from typing import Literal
 
 from ftbuild.api import (
     AttributeProblem,
@@ -22,26 +21,18 @@ from ftbuild.api import (
     Place,
     RuleError,
     Source,
-    canonical_json,
     rule,
 )
-from ftbuild_rules.data._arrow import dataset_schema, shard_name, write_index, write_rows
 from ftbuild_rules.data._plain_text import SampleBy
 from ftbuild_rules.data._read import Reading, files_with_rows, read_rows
 from ftbuild_rules.data._rows import Row
-from ftbuild_rules.data._shards import SizedRow, cut, size_row
-from ftbuild_rules.data._typed import typed, without_nulls
-from ftbuild_rules.formats import alpaca, openai, preference, sharegpt, text
-from ftbuild_rules.formats._messages import BadRow, names
+from ftbuild_rules.data._shards import SizedRow, size_row
+from ftbuild_rules.data._typed import typed
+from ftbuild_rules.data._write import write_dataset
+from ftbuild_rules.formats._all import FORMATS, Formatting, normal_row
+from ftbuild_rules.formats._prompt import Prompt, problem
+from ftbuild_rules.formats._words import BadRow, names
 
-# In the order in which a format is suggested for a row: the one that says most comes first.
-FORMATS: dict[str, ModuleType] = {
-    "preference": preference,
-    "openai": openai,
-    "sharegpt": sharegpt,
-    "alpaca": alpaca,
-    "text": text,
-}
 _MAX_PROBLEMS = 5
 _PROGRESS_ROWS = 10_000
 
@@ -58,14 +49,40 @@ class DatasetInputs(Inputs):
 class DatasetParams(Params):
     """How the rows are written."""
 
-    format: Literal["openai", "sharegpt", "alpaca", "text", "preference"]
+    format: Literal[
+        "openai",
+        "sharegpt",
+        "alpaca",
+        "text",
+        "completion",
+        "prompt_completion",
+        "segments",
+        "tokenized",
+        "preference",
+        "unpaired",
+        "stepwise",
+        "prompts",
+    ]
     """How a row looks: `openai` has `messages` (role, content), `sharegpt` has `conversations`
-    (from, value), `alpaca` has `instruction`, `input`, `output`, `text` has `text`, and
-    `preference` has `prompt`, `chosen`, `rejected`."""
+    (from, value), `alpaca` has `instruction`, `input`, `output`, `text` (or `completion`) has
+    `text`, `prompt_completion` has what it says, `segments` has texts with a flag each,
+    `tokenized` has `input_ids` and `labels`, `preference` has `prompt`, `chosen`, `rejected`,
+    `unpaired` has `prompt`, `completion` (or `messages`) and `label`, `stepwise` has `prompt`,
+    `completions`, `labels`, and `prompts` has `prompt` alone."""
 
     columns: dict[str, str] = Field(default={})
     """Other names for the format's columns: `columns = { messages = "dialog" }` reads the rows'
-    `dialog` as `messages`."""
+    `dialog` as `messages`; a point reaches into an object: `"model.solution"`."""
+
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = Field(default={})
+    """Other names for the roles of messages: `roles = { bot = "assistant" }`."""
+
+    prompt: str | None = None
+    """A prompt of your own, made of the row's columns: `"Question: {question}\\nAnswer: "`. It
+    stands for the format's `prompt`, or for the `instruction` and `input` of `alpaca`."""
+
+    prompt_no_input: str | None = None
+    """The same for rows in which a column that only `prompt` reads is empty."""
 
     types: dict[str, Literal["integer", "number", "boolean", "json"]] = Field(default={})
     """What the texts of a column stand for, where the file can hold texts alone, as CSV does."""
@@ -84,10 +101,10 @@ class DatasetParams(Params):
 
 
 def check(kinds: Mapping[str, tuple[str, ...]], params: DatasetParams) -> None:
-    """Check that only columns of the format are renamed.
+    """Check that what is set has a meaning for the format.
 
     Raises:
-        AttributeProblem: the format has no such column.
+        AttributeProblem: the format has no such column, or no prompt.
     """
     known = FORMATS[params.format].COLUMNS
     for column in params.columns:
@@ -97,40 +114,66 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: DatasetParams) -> None:
                 f"format `{params.format}` has no column `{column}`",
                 f"use {names(known)}, each with the name it has in your rows",
             )
+    if params.prompt is None and params.prompt_no_input is not None:
+        raise AttributeProblem(
+            "prompt_no_input", "`prompt_no_input` has no meaning without `prompt`", "add `prompt`"
+        )
+    for name in ("prompt", "prompt_no_input"):
+        if (template := getattr(params, name)) is not None:
+            _check_prompt(name, template, params.format)
 
 
-@rule(version=2, output=Dataset, pins=("pyarrow",), preload=("pyarrow", "xxhash"), check=check)
+def _check_prompt(name: str, template: str, format_name: str) -> None:
+    if not hasattr(FORMATS[format_name], "PROMPT"):
+        able = [other for other, module in FORMATS.items() if hasattr(module, "PROMPT")]
+        raise AttributeProblem(
+            name, f"format `{format_name}` has no prompt to write", f"use one of {names(able)}"
+        )
+    if (what := problem(template)) is not None:
+        raise AttributeProblem(
+            name, f"`{name}` is no format string: {what}", 'write "Question: {question}\\nAnswer: "'
+        )
+
+
+@rule(version=3, output=Dataset, pins=("pyarrow",), preload=("pyarrow", "xxhash"), check=check)
 def dataset(ctx: Context, inputs: DatasetInputs, params: DatasetParams) -> None:
     """Read rows into their normal form, cut into shards by content."""
-    form = FORMATS[params.format].FORM
-    schema = dataset_schema(form)
-    (ctx.out / "data").mkdir()
-    counts: list[int] = []
-    for shard in cut(_rows(ctx, inputs.source, params)):
-        path = ctx.out / "data" / f"{len(counts)}.arrow"
-        write_rows(path, [row.columns for row in shard], schema)
-        counts.append(len(shard))
-    if not counts:
+    rows = _rows(ctx, inputs.source, params)
+    first = next(rows, None)
+    if first is None:
         raise RuleError(
             "the source has no rows",
             code="E0809",
             where=Place(inputs.source.spec),
             fix="write one JSON object a line",
         )
-    shards = _name_shards(ctx.out, counts)
-    index = {"form": form, "rows": sum(counts), "shards": shards}
-    write_index(ctx.out / "dataset.json", index)
-    ctx.facts(rows=sum(counts), shards=len(counts))
+    form = _form_of(first, params)
+    write_dataset(ctx, _of_form(chain([first], rows), form, inputs.source), form)
 
 
-def _name_shards(out: Path, counts: list[int]) -> list[list[Any]]:
-    """Give the shards the names that sort in their order, now that their number is known."""
-    shards = []
-    for number, rows in enumerate(counts):
-        name = shard_name(number, len(counts))
-        (out / "data" / f"{number}.arrow").rename(out / name)
-        shards.append([name, rows])
-    return shards
+def _form_of(row: SizedRow, params: DatasetParams) -> str:
+    """Return the normal form of the rows: of `prompt_completion` it follows from the first one."""
+    return "messages" if "messages" in row.columns else str(FORMATS[params.format].FORM)
+
+
+def _of_form(rows: Iterable[SizedRow], form: str, source: Source) -> Iterator[SizedRow]:
+    for row in rows:
+        if ("messages" in row.columns) != (form == "messages"):
+            raise RuleError(
+                "some prompts are texts and others are messages",
+                code="E0811",
+                where=Place(source.spec),
+                fix="make a dataset of each",
+            )
+        yield row
+
+
+def _formatting(params: DatasetParams) -> Formatting:
+    prompt = None
+    if params.prompt is not None:
+        replaces = ("input",) if params.format == "alpaca" else ()
+        prompt = Prompt(params.prompt, params.prompt_no_input, replaces)
+    return Formatting(params.format, params.columns, params.roles, prompt)
 
 
 @dataclass(frozen=True)
@@ -164,10 +207,11 @@ def _items(
     for other in others:
         ctx.log(f"{other.name} holds no rows and is not read")
     reading = Reading(params.sample_by, params.members)
+    how = _formatting(params)
     for file in files:
         try:
             for row in read_rows(file, reading):
-                yield _normal_row(row, params) if isinstance(row, Row) else row
+                yield _normal_row(row, params, how) if isinstance(row, Row) else row
         except RuleError as error:
             yield _Unreadable(error)
 
@@ -220,9 +264,9 @@ class _Problems:
         raise first
 
 
-def _normal_row(row: Row, params: DatasetParams) -> SizedRow | RuleError:
+def _normal_row(row: Row, params: DatasetParams, how: Formatting) -> SizedRow | RuleError:
     try:
-        return size_row(_columns(typed(row.value, params.types), params))
+        return size_row(normal_row(typed(row.value, params.types), how))
     except BadRow as error:
         return RuleError(str(error), code=error.code, where=row.place, fix=error.fix)
     except UnicodeError:
@@ -239,30 +283,3 @@ def _normal_row(row: Row, params: DatasetParams) -> SizedRow | RuleError:
             where=row.place,
             fix="flatten its columns",
         )
-
-
-def _columns(row: dict[str, Any], params: DatasetParams) -> dict[str, Any]:
-    """Return the row in its normal form, with all that the format does not read as metadata."""
-    module = FORMATS[params.format]
-    sources = {column: params.columns.get(column, column) for column in module.COLUMNS}
-    for column in module.NEEDED:
-        if row.get(sources[column]) is None:
-            raise _missing(row, column, sources[column], params.format)
-    given = {column: row[name] for column, name in sources.items() if name in row}
-    used = set(sources.values())
-    metadata = without_nulls({key: value for key, value in row.items() if key not in used})
-    normal: dict[str, Any] = module.normalise(given)
-    return {**normal, "metadata": canonical_json(metadata).decode()}
-
-
-def _missing(row: dict[str, Any], column: str, name: str, format_name: str) -> BadRow:
-    what = f"row has no `{name}`; it has {names(row)}"
-    if row.get(name, "") is None:
-        return BadRow("E0810", f"`{name}` is null", "write it, or remove the row")
-    for other, module in FORMATS.items():
-        if other != format_name and all(row.get(need) is not None for need in module.NEEDED):
-            return BadRow("E0810", what, f'format = "{other}" fits')
-    example = next((key for key in row if key not in FORMATS[format_name].COLUMNS), "NAME")
-    return BadRow(
-        "E0810", what, f'name the column that holds it: columns = {{ {column} = "{example}" }}'
-    )

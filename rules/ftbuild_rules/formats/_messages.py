@@ -2,7 +2,9 @@
 
 A message has `role` (system, user, assistant, tool) and `content`, and where they are given
 `name`, `tool_calls` (JSON: a list in OpenAI's form whose `arguments` are objects, which is what
-chat templates expect), `tool_call_id`, and `train`, which overrides `train_on` for this message.
+chat templates expect), `tool_call_id`, `reasoning_content` (what the assistant thought), `train`,
+which overrides `train_on` for this message, and `train_detail`, which overrides that for ranges
+of its characters (JSON: a list of begin, end, flag).
 
 Two messages of one role in a row are refused, though some templates would take them: nearly
 always a turn was lost, and each answer needs the question it answers. A conversation may open
@@ -14,6 +16,8 @@ from typing import Any
 
 from ftbuild.api import canonical_json
 from ftbuild_rules.data._json import RefusedError, decoder
+from ftbuild_rules.formats._detail import part_flags, train_detail
+from ftbuild_rules.formats._words import BadRow, kind, names, text
 
 ROLES = {
     "system": "system",
@@ -34,19 +38,12 @@ SHAREGPT_ROLES = {
     "observation": "tool",
     "tool": "tool",
 }
-_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "train", "weight")
-_SHAREGPT_KEYS = ("from", "value", "train", "weight")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_TRAIN = ("train", "weight", "train_detail")
+_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", *_REASONING, *_TRAIN)
+_SHAREGPT_KEYS = ("from", "value", *_REASONING, *_TRAIN)
 
 Message = dict[str, Any]
-
-
-class BadRow(Exception):
-    """What is wrong with one row, and what to write instead; the caller knows the place."""
-
-    def __init__(self, code: str, what: str, fix: str) -> None:
-        super().__init__(what)
-        self.code = code
-        self.fix = fix
 
 
 def conversation(value: Any, column: str) -> list[Message]:
@@ -93,7 +90,22 @@ def message(value: Any, where: str) -> Message:
         out["tool_calls"] = tool_calls(given["tool_calls"], where)
     if "content" in given:
         out["content"] = _content(given["content"], where)
+        out.update(part_flags(given["content"], where))
+    return _finished(out, given, where)
+
+
+def _finished(out: Message, given: dict[str, Any], where: str) -> Message:
+    """Return the message with what both styles write alike."""
+    thoughts = [key for key in _REASONING if key in given]
+    if len(thoughts) > 1:
+        raise BadRow("E0811", f"{where} has both {names(thoughts)}", "keep one of them")
+    if thoughts:
+        out["reasoning_content"] = text(given[thoughts[0]], f"`{thoughts[0]}` of {where}")
     out.update(_train(given, where))
+    if "train_detail" in given:
+        if "train_detail" in out:
+            raise BadRow("E0811", f"{where} has flags twice", "keep `train_detail`")
+        out["train_detail"] = train_detail(given["train_detail"], out.get("content", ""), where)
     _check_content(out, where)
     return out
 
@@ -107,9 +119,7 @@ def _sharegpt_message(given: dict[str, Any], where: str) -> Message:
         out["tool_calls"] = tool_calls(calls if isinstance(calls, list) else [calls], where)
     else:
         out["content"] = content
-    out.update(_train(given, where))
-    _check_content(out, where)
-    return out
+    return _finished(out, given, where)
 
 
 def _check_keys(
@@ -280,6 +290,20 @@ def tools(value: Any) -> str | None:
     return canonical_json(wrapped).decode()
 
 
+def messages_in(value: str) -> list[Any] | None:
+    """Return the messages that a text holds as JSON; None where it is a text like any other."""
+    if not value.lstrip().startswith("[") or not value.rstrip().endswith("]"):
+        return None
+    try:
+        found = decoder.decode(value.strip())
+    except (RefusedError, ValueError, RecursionError):
+        return None
+    is_messages = found and all(
+        isinstance(item, dict) and ("role" in item or "from" in item) for item in found
+    )
+    return found if is_messages else None
+
+
 def parse_json(value: str, where: str) -> Any:
     """Return the JSON value that a column holds as a string.
 
@@ -290,29 +314,3 @@ def parse_json(value: str, where: str) -> Any:
         return decoder.decode(value)
     except (RefusedError, ValueError, RecursionError) as error:
         raise BadRow("E0811", f"{where} is no JSON: {error}", "write a JSON value") from None
-
-
-def text(value: Any, where: str) -> str:
-    """Return `value` where it is a string.
-
-    Raises:
-        BadRow: it is something else.
-    """
-    if not isinstance(value, str):
-        raise BadRow("E0811", f"{where} should be text; found {kind(value)}", 'write a "string"')
-    return value
-
-
-def kind(value: Any) -> str:
-    """Return what a JSON value is, in a person's words."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    found: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
-    return found.get(type(value), "a number")
-
-
-def names(values: Mapping[str, Any] | Sequence[str]) -> str:
-    """Return names for a sentence, each in backticks."""
-    return ", ".join(f"`{value}`" for value in values) or "nothing"

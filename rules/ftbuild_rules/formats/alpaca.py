@@ -2,18 +2,27 @@
 
 {"instruction": "Translate to French.", "input": "Good morning", "output": "Bonjour"}
 
-It becomes a conversation: the user's message is the instruction, and on a line of its own the
-input, where it is not empty; the assistant's is the output. `system` is optional, and so is
-`history`, earlier turns as pairs of instruction and output.
+The columns go by other names too: `question` and `answer` or `response`, `INSTRUCTION` and
+`RESPONSE`. It becomes a conversation: the user's message is the instruction, and on a line of its
+own the input, where it is not empty; the assistant's is the output. `system` is optional, and so
+is `history`, earlier turns as pairs of instruction and output.
 """
 
 from typing import Any
 
-from ftbuild_rules.formats._messages import BadRow, Message, check_turns, message, text
+from ftbuild_rules.formats._messages import Message, check_turns, message
+from ftbuild_rules.formats._words import BadRow, text
 
 FORM = "messages"
 COLUMNS = ("instruction", "input", "output", "system", "history")
 NEEDED = ("instruction", "output")
+PROMPT = "instruction"
+ALIASES = {
+    "instruction": ("question", "query", "INSTRUCTION"),
+    "input": ("context", "INPUT"),
+    "output": ("response", "answer", "completion", "RESPONSE"),
+    "system": ("system_prompt",),
+}
 
 
 def normalise(row: dict[str, Any]) -> dict[str, Any]:

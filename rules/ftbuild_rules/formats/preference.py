@@ -11,17 +11,18 @@ Messages are written in OpenAI's or in ShareGPT's style. All goes through the ch
 from typing import Any
 
 from ftbuild_rules.formats._messages import (
-    BadRow,
     Message,
     check_order,
     check_turns,
     conversation,
     message,
-    names,
+    messages_in,
     tools,
 )
+from ftbuild_rules.formats._words import BadRow, names
 
 FORM = "preference"
+PROMPT = "prompt"
 COLUMNS = ("prompt", "messages", "conversations", "system", "chosen", "rejected", "tools")
 NEEDED = ("chosen", "rejected")
 _PROMPTS = ("prompt", "messages", "conversations")
@@ -36,9 +37,12 @@ def normalise(row: dict[str, Any]) -> dict[str, Any]:
     given = [column for column in _PROMPTS if row.get(column) is not None]
     if len(given) > 1:
         raise BadRow("E0817", f"the row has more than one prompt: {names(given)}", "keep one")
-    chosen, rejected = _answer(row["chosen"], "chosen"), _answer(row["rejected"], "rejected")
+    chosen, rejected = (
+        read_answer(row["chosen"], "chosen"),
+        read_answer(row["rejected"], "rejected"),
+    )
     if given:
-        prompt = _prompt(row[given[0]], given[0])
+        prompt = read_prompt(row[given[0]], given[0])
         chosen, rejected = _without(prompt, chosen), _without(prompt, rejected)
     else:
         prompt, chosen, rejected = _split(chosen, rejected)
@@ -53,14 +57,24 @@ def normalise(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _prompt(value: Any, column: str) -> list[Message]:
-    if isinstance(value, str):
+def read_prompt(value: Any, column: str) -> list[Message]:
+    """Return a prompt as messages; a string is what the user says.
+
+    Raises:
+        BadRow: it is neither text nor messages.
+    """
+    if isinstance(value, str) and messages_in(value) is None:
         return [message({"role": "user", "content": value}, f"`{column}`")]
     return conversation(value, column)
 
 
-def _answer(value: Any, column: str) -> list[Message]:
-    if isinstance(value, str):
+def read_answer(value: Any, column: str) -> list[Message]:
+    """Return an answer as messages; a string is what the assistant says.
+
+    Raises:
+        BadRow: it is neither text nor messages.
+    """
+    if isinstance(value, str) and messages_in(value) is None:
         return [message({"role": "assistant", "content": value}, f"`{column}`")]
     if isinstance(value, dict):
         return [message(value, f"`{column}`")]
@@ -94,7 +108,12 @@ def _split(
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
-def _check(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> None:
+def check_prompt(prompt: list[Message]) -> None:
+    """Check that a prompt ends where it is answered.
+
+    Raises:
+        BadRow: a turn is broken, or the last one is not the user's.
+    """
     if prompt[-1]["role"] not in ("user", "tool"):
         raise BadRow(
             "E0817",
@@ -102,6 +121,10 @@ def _check(prompt: list[Message], chosen: list[Message], rejected: list[Message]
             "end it with the user's message that is answered",
         )
     check_order(prompt, "prompt")
+
+
+def _check(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> None:
+    check_prompt(prompt)
     for column, answer in (("chosen", chosen), ("rejected", rejected)):
         if answer[0]["role"] != "assistant":
             raise BadRow(

@@ -1,16 +1,17 @@
-"""Format `text`: plain text, all of which is trained on.
+"""Format `text`, also called `completion`: plain text, all of which is trained on.
 
 {"text": "Once upon a time there was a build system."}
 """
 
 from typing import Any
 
-from ftbuild_rules.formats._messages import BadRow
-from ftbuild_rules.formats._messages import text as as_text
+from ftbuild_rules.formats._words import BadRow
+from ftbuild_rules.formats._words import text as as_text
 
 FORM = "text"
 COLUMNS = ("text",)
 NEEDED = ("text",)
+ALIASES = {"text": ("completion", "content")}
 
 
 def normalise(row: dict[str, Any]) -> dict[str, Any]:

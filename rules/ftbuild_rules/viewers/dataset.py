@@ -43,7 +43,7 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, list):
-            out[name] = [_plain_message(message) for message in value]
+            out[name] = [_plain_item(item) for item in value]
         elif name in ("tools", "metadata"):
             out[name] = None if value is None else json.loads(value)
         else:
@@ -51,10 +51,14 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _plain_message(message: dict[str, Any]) -> dict[str, Any]:
-    given = {key: value for key, value in message.items() if value is not None}
-    if "tool_calls" in given:
-        given["tool_calls"] = json.loads(given["tool_calls"])
+def _plain_item(item: Any) -> Any:
+    """Return a message without what is not given; a step, a token or a label as it is."""
+    if not isinstance(item, dict):
+        return item
+    given = {key: value for key, value in item.items() if value is not None}
+    for key in ("tool_calls", "train_detail"):
+        if key in given:
+            given[key] = json.loads(given[key])
     return given
 
 
@@ -63,11 +67,13 @@ def _row_lines(row: dict[str, Any]) -> list[Line]:
     for name, value in row.items():
         if name == "messages":
             lines += _message_lines(value)
-        elif isinstance(value, list) and name != "tools":
+        elif name == "segments":
+            lines += [(Span(item["text"], "green" if item["train"] else "dim"),) for item in value]
+        elif isinstance(value, list) and value and isinstance(value[0], dict) and name != "tools":
             lines += [(Span(name, "bold"),), *_message_lines(value)]
         elif isinstance(value, str):
             lines += [(Span(line),) for line in value.split("\n")]
-        elif value:
+        elif value or value is False:
             lines.append((Span(f"{name}: ", "dim"), Span(_json(value), "dim")))
     return lines
 
@@ -76,6 +82,10 @@ def _message_lines(messages: list[dict[str, Any]]) -> list[Line]:
     lines: list[Line] = []
     for message in messages:
         lines.append((Span(message["role"] + _flag(message), _ROLE_STYLES[message["role"]]),))
+        if message.get("reasoning_content"):
+            lines += [
+                (Span("  "), Span(x, "dim")) for x in message["reasoning_content"].split("\n")
+            ]
         if message.get("content"):
             lines += [(Span("  "), Span(line)) for line in message["content"].split("\n")]
         lines += [(Span("  "), Span(_json(call))) for call in message.get("tool_calls", [])]

@@ -98,7 +98,7 @@ def message_of(directory: Path, content: bytes, format_name: str, name: str = "r
 
 
 def test_corpus_is_whole() -> None:
-    assert len(CORPUS) == len({name for name, *_ in CORPUS}) == 63
+    assert len(CORPUS) == len({name for name, *_ in CORPUS}) == 81
 
 
 @pytest.mark.parametrize(

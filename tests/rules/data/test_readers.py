@@ -434,6 +434,14 @@ def test_link_in_an_archive_is_refused(tmp_path: Path) -> None:
         build(tmp_path, tmp_path / "a.tar")
 
 
+def test_member_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, "rows.jsonl", b'{"text": "a"}\n')
+        add(archive, "rows.jsonl", b'{"text": "b"}\n')
+    with pytest.raises(RuleError, match=r"the archive holds two members named `rows.jsonl`"):
+        build(tmp_path, tmp_path / "a.tar")
+
+
 def test_text_that_is_not_of_its_declared_type_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,id\na,1\nb,two\n")
     with pytest.raises(RuleError, match='`id` is "two", which is not of type `integer`') as caught:

@@ -5,7 +5,19 @@ from typing import Any
 
 import pytest
 
-from ftbuild_rules.formats import alpaca, openai, preference, sharegpt, text
+from ftbuild_rules.formats import (
+    alpaca,
+    openai,
+    preference,
+    prompt_completion,
+    prompts,
+    segments,
+    sharegpt,
+    stepwise,
+    text,
+    tokenized,
+    unpaired,
+)
 
 USER = {"role": "user", "content": "How warm is it in Oslo?"}
 ANSWER = {"role": "assistant", "content": "3 degrees."}
@@ -166,3 +178,124 @@ def test_preference_answers_keep_their_own_further_turns() -> None:
 def test_equal_answers_are_a_pair_still_so_that_tokens_can_name_the_row() -> None:
     row = {"chosen": [ASKED, GOOD], "rejected": [ASKED, GOOD]}
     assert preference.normalise(row) == {**PAIR, "rejected": [GOOD]}
+
+
+def test_preference_messages_as_texts_of_json() -> None:
+    row = {"prompt": json.dumps([ASKED]), "chosen": json.dumps([GOOD]), "rejected": "bad"}
+    assert preference.normalise(row) == PAIR
+
+
+def test_text_that_looks_like_a_list_is_still_a_text() -> None:
+    row = {"prompt": "q", "chosen": "[1, 2]", "rejected": "bad"}
+    chosen = [{"role": "assistant", "content": "[1, 2]"}]
+    assert preference.normalise(row) == {**PAIR, "chosen": chosen}
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_goes_by_three_names(key: str) -> None:
+    messages = openai.normalise({"messages": [USER, {**ANSWER, key: "Cold."}]})["messages"]
+    assert messages[1] == {**ANSWER, "reasoning_content": "Cold."}
+
+
+def test_train_detail_as_axolotl_documents_it_ends_with_the_last_character_meant() -> None:
+    detail = [
+        {"begin_offset": 0, "end_offset": 8, "train": False},
+        {"begin_offset": 9, "end_offset": 18, "train": True},
+        {"begin_offset": 19, "end_offset": 23, "train": False},
+    ]
+    message = {"from": "gpt", "value": "Hello, nice to meet you!", "train_detail": detail}
+    row = {"conversations": [{"from": "human", "value": "Hi"}, message]}
+    assert sharegpt.normalise(row)["messages"][1] == {
+        "role": "assistant",
+        "content": "Hello, nice to meet you!",
+        "train_detail": "[[0,9,false],[9,19,true],[19,24,false]]",
+    }
+
+
+def test_flags_of_parts_are_ranges_of_the_joined_text() -> None:
+    parts = [
+        {"type": "text", "text": "é🌍", "train": False},
+        {"type": "text", "text": "ab"},
+        {"type": "text", "text": "c", "train": True},
+    ]
+    message = {"role": "assistant", "content": parts}
+    assert openai.normalise({"messages": [USER, message]})["messages"][1] == {
+        "role": "assistant",
+        "content": "é🌍abc",
+        "train_detail": "[[0,2,false],[4,5,true]]",
+    }
+
+
+def test_prompt_and_completion_as_texts_are_segments() -> None:
+    row = {"prompt": "The sky is", "completion": " blue."}
+    assert prompt_completion.normalise(row) == {
+        "segments": [{"text": "The sky is", "train": False}, {"text": " blue.", "train": True}]
+    }
+
+
+def test_prompt_and_completion_as_messages_are_a_conversation_with_a_masked_prompt() -> None:
+    row = {"prompt": [USER, ANSWER, USER], "completion": [ANSWER]}
+    assert prompt_completion.normalise(row) == {
+        "messages": [
+            {**USER, "train": False},
+            {**ANSWER, "train": False},
+            {**USER, "train": False},
+            ANSWER,
+        ],
+        "tools": None,
+    }
+
+
+@pytest.mark.parametrize("flag", ["train", "label"])
+def test_segments_as_axolotl_writes_them(flag: str) -> None:
+    row = {"segments": [{flag: True, "text": "<s>Hello\n"}, {flag: False, "text": "hi"}]}
+    assert segments.normalise(row) == {
+        "segments": [{"text": "<s>Hello\n", "train": True}, {"text": "hi", "train": False}]
+    }
+
+
+def test_tokenized_row_loses_its_padding() -> None:
+    row = {
+        "input_ids": [0, 1, 5, 2, 0],
+        "labels": [-100, -100, 5, 2, -100],
+        "attention_mask": [0, 1, 1, 1, 0],
+    }
+    assert tokenized.normalise(row) == {"input_ids": [1, 5, 2], "labels": [-100, 5, 2]}
+
+
+def test_tokenized_row_without_labels_is_trained_on_wholly() -> None:
+    assert tokenized.normalise({"input_ids": "[1, 5]"}) == {"input_ids": [1, 5], "labels": [1, 5]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param({"prompt": "q", "completion": "good"}, id="trl"),
+        pytest.param({"prompt": [ASKED], "completion": [GOOD]}, id="trl messages"),
+        pytest.param({"messages": [ASKED, GOOD]}, id="llama-factory"),
+    ],
+)
+@pytest.mark.parametrize(("label", "value"), [(True, True), ("false", False), (1, True)])
+def test_unpaired_rows_in_every_published_writing(
+    row: dict[str, Any], label: Any, value: bool
+) -> None:
+    expected = {"prompt": [ASKED], "completion": [GOOD], "label": value, "tools": None}
+    assert unpaired.normalise({**row, "label": label}) == expected
+
+
+def test_stepwise_row_as_trl_publishes_it() -> None:
+    row = {
+        "prompt": "Which number is larger, 9.8 or 9.11?",
+        "completions": ["The fractional part of 9.8 is 0.8.", "So 9.11 is larger."],
+        "labels": [True, False],
+    }
+    assert stepwise.normalise(row) == row
+
+
+@pytest.mark.parametrize("prompt", ["q", [ASKED]])
+def test_prompts_end_where_the_model_answers(prompt: Any) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    assert prompts.normalise({"prompt": prompt, "system": "Be brief."}) == {
+        "prompt": [system, ASKED],
+        "tools": None,
+    }
