@@ -101,6 +101,12 @@ class Resolver:
             if "function" in shape:
                 found[name] = self.function(shape["function"], target.package)
                 continue
+            if "functions" in shape:
+                found[name] = {
+                    place: self.function(spec, target.package)
+                    for place, spec in _numbered(shape["functions"]).items()
+                }
+                continue
             several = shape["table"] if "table" in shape else _numbered(shape["list"])
             found[name] = {
                 key: self.one(spec, target.package, part) for key, spec in several.items()
@@ -233,7 +239,7 @@ class Resolver:
         seen = set()
         for target in targets.values():
             for name, shape in target.sources.items():
-                if "function" in shape:
+                if "function" in shape or "functions" in shape:
                     continue
                 [given] = shape.values()
                 specs = list(given.values()) if "table" in shape else given
