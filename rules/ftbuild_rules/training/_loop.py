@@ -334,7 +334,7 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints, *, every: int) -
 
 
 def _tell_evaluation(run: Run, state: Any, logs: dict[str, float]) -> None:
-    """Tell the context of the loss on `eval_data`, if that is what was logged.
+    """Tell the context of the figures on `eval_data`, if that is what was logged.
 
     Raises:
         RuleError: E0910: it is NaN or infinite.
@@ -351,7 +351,14 @@ def _tell_evaluation(run: Run, state: Any, logs: dict[str, float]) -> None:
             where=Place(path=run.eval_data.label),
             fix="lower `learning_rate`",
         )
-    run.ctx.progress(state.global_step, state.max_steps, eval_loss=loss)
+    others = {
+        name: float(value)
+        for name, value in logs.items()
+        if name.startswith("eval_")
+        and isinstance(value, int | float)
+        and not name.endswith(("_runtime", "_per_second", "_num_tokens"))
+    }
+    run.ctx.progress(state.global_step, state.max_steps, **others)
 
 
 def _record(run: Run, trainer: Any) -> None:
