@@ -242,12 +242,13 @@ Check = Callable[[Mapping[str, tuple[str, ...]], Any], None]
 
 @dataclass(frozen=True)
 class Command:
-    """A process that the engine runs as it is, in an empty directory, without a worker.
+    """A shell command that the engine runs as it is, in an empty directory, without a worker.
 
     What a rule with `runs="process"` returns. `$out` in its environment is the output directory.
     """
 
-    argv: tuple[str, ...]
+    script: str
+    """For `sh -e`: where one of several commands fails, the whole does."""
     environment: Mapping[str, str]
 
 

@@ -87,6 +87,8 @@ class Runner:
     logs: Path
     statcache: Path
     """The file of the stat cache, which workers read too."""
+    has_logs: bool
+    """Whether earlier builds left logs of failures."""
     _desks: threading.local = field(default_factory=threading.local)
     """A desk for each thread."""
     _rules: dict[str, "Rule"] = field(default_factory=dict)
@@ -205,7 +207,8 @@ class _Run:
         }
         record = Record(self.action.key, tree, None, self.action.document, provenance)
         self.runner.store.publish(record)
-        log_of_failure(self.runner.logs, self.action.target.label).unlink(missing_ok=True)
+        if self.runner.has_logs:
+            log_of_failure(self.runner.logs, self.action.target.label).unlink(missing_ok=True)
         if self.action.facts.runs == "worker":
             self.runner.store.drop_scratch(self.action.key)
         fragments = self.result["fragments"]
@@ -224,7 +227,7 @@ class _Run:
             **command.environment,
             "out": str(self.out),
         }
-        return self.runner.workers.run_command(command.argv, environment, self.desk.work, log)
+        return self.runner.workers.run_script(command.script, environment, self.desk.work, log)
 
     def _worker(self, log: int) -> Exit:
         runner, action = self.runner, self.action
