@@ -1,5 +1,6 @@
 """One action, from its document to a record in the store; called in a slot's thread."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,14 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftbuild import __version__
 from ftbuild.action import Action, Output
 from ftbuild.digest import Digest, canonical_json
-from ftbuild.errors import ActionError, Problem, problems_from
+from ftbuild.errors import ActionError, MachineError, Problem, problems_from
 from ftbuild.graph import Edge, RuleFacts
 from ftbuild.history import log_of_failure
 from ftbuild.kinds import KINDS, missing_files
@@ -71,6 +72,12 @@ class Failed(ActionError):
         super().__init__(problems[0].what)
         self.problems = tuple(problems)
         self.log_tail = tuple(log_tail)
+
+
+class NoRoom(Failed):
+    """An action failed because the disk of the store is full."""
+
+    exit_code = MachineError.exit_code
 
 
 @dataclass(frozen=True)
@@ -335,6 +342,10 @@ class _Run:
         problems = self.problems or (_died(label, end),)
         with open(self.desk.log, encoding="utf-8", errors="replace") as file:
             tail = file.read().splitlines()[-_TAIL_LINES:]
+        root = str(self.runner.store.root)
+        if disk.is_full(root):
+            full = disk.machine_error(OSError(errno.ENOSPC, ""), root).problems[0]
+            return NoRoom((replace(full, why=problems[0].what),), tail)
         return Failed(problems, tail)
 
 
