@@ -50,6 +50,9 @@ class Options:
     profile: str | None = None
     overrides: tuple[str, ...] = ()
     locked: bool = False
+    """Refuse to change FTBUILD.lock."""
+    frozen: bool = False
+    """Take FTBUILD.lock as it is: look nothing up, and do not ask whether it is up to date."""
     offline: bool = False
     jobs: int | None = None
 
@@ -72,6 +75,7 @@ class Project:
         profile: str | None = None,
         overrides: Sequence[str] = (),
         locked: bool = False,
+        frozen: bool = False,
         offline: bool = False,
         jobs: int | None = None,
     ) -> Self:
@@ -85,7 +89,7 @@ class Project:
         here = Path(os.path.abspath(directory or Path.cwd()))
         if not here.is_dir():
             raise UsageError(f"there is no folder `{directory}`", code="E0022")
-        options = Options(profile, tuple(overrides), locked, offline, jobs)
+        options = Options(profile, tuple(overrides), locked, frozen, offline, jobs)
         return cls(find_root(here), here.resolve(), options)
 
     def __enter__(self) -> Self:
@@ -175,7 +179,7 @@ class Project:
         """FTBUILD.lock, with what this command added to it."""
         return lockfile.read(self.root)
 
-    def _describer(self) -> Describer:
+    def _describer(self, graph: Graph | None = None) -> Describer:
         resolver = Resolver(
             self.root,
             self.store,
@@ -184,7 +188,7 @@ class Project:
             os.environ,
             is_offline=self.options.offline,
         )
-        return Describer(self.graph, resolver, self.store, self.locked, os.environ)
+        return Describer(graph or self.graph, resolver, self.store, self.locked, os.environ)
 
     def plan(self, names: Sequence[str] = ()) -> Plan:
         """Return where each of the targets `names` and of those they need stands, and why."""
@@ -243,6 +247,15 @@ class Project:
 
     def _complete_lock(self, closure: Sequence[Target]) -> None:
         """Add to the lock what `closure` needs and it does not hold yet; write it if it changed."""
+        if self.options.frozen:
+            if not (self.root / lockfile.NAME).exists():
+                raise DifferenceError(
+                    f"there is no `{lockfile.NAME}`, and `--frozen` takes nothing that is not "
+                    "locked",
+                    code="E0504",
+                    fix="run `ftbuild lock` and commit the file",
+                )
+            return
         new = locking.completed(self.locked, closure, self._describer())
         if new == self.locked:
             return
@@ -398,23 +411,42 @@ class Project:
             max_bytes=max_bytes, max_age_s=max_age_s, grace_s=grace_s, dry_run=dry_run
         )
 
-    def lock(self, upgrade: Sequence[str] = (), *, check: bool = False) -> list[str]:
+    def lock(
+        self, upgrade: Sequence[str] = (), *, upgrade_all: bool = False, check: bool = False
+    ) -> list[str]:
         """Bring FTBUILD.lock up to date with the whole workspace; return what changed.
 
-        `upgrade` names libraries and sources to look up anew; `check` writes nothing.
+        What no target of any profile needs is dropped. `upgrade` names libraries, sources, and
+        targets whose sources to look up anew; `check` writes nothing.
 
         Raises:
             UsageError: E0503, the lock holds nothing of a name in `upgrade`.
         """
         before = self.locked
-        self.check()
-        self.locked = locking.without(before, upgrade)
-        new = locking.completed(self.locked, list(self.graph.targets.values()), self._describer())
+        graphs = [self.check(), *self._profiles()]
+        new = lockfile.Lock() if upgrade_all else locking.without(before, upgrade, graphs[0])
+        for graph in graphs:
+            self.locked = new
+            new = locking.completed(new, list(graph.targets.values()), self._describer(graph))
+        if upgrade_all:  # what is not installed here cannot be looked up: it stays as it was
+            new = new.with_libraries(
+                {n: v for n, v in before.libraries.items() if n not in new.libraries}
+            )
+        new = locking.trimmed(new, graphs)
         self.locked = before if check else new
         lines = lockfile.differences(before, new)
         if lines and not check:
             lockfile.write(self.root, new)
         return lines
+
+    def _profiles(self) -> list[Graph]:
+        """Return the graph of the workspace under each of its profiles."""
+        from ftbuild import manifest
+
+        return [
+            workspace.load(self.root, profile=name, overrides=(), everything=True).graph
+            for name in manifest.profiles(self.root)
+        ]
 
     def doctor(self) -> "list[Finding]":
         """Return what is and is not as ftbuild needs it on this machine."""
