@@ -29,7 +29,9 @@ from ftbuild.store.store import Store
 if TYPE_CHECKING:
     from ftbuild.build import BuildResult
     from ftbuild.doctor import Finding
+    from ftbuild.store.check import Checked
     from ftbuild.store.gc import Collected
+    from ftbuild.verification import Limits, OnVerified, Verified
     from ftbuild.view import View
 
 PREVIOUS = "@previous"
@@ -189,6 +191,10 @@ class Project:
             is_offline=self.options.offline,
         )
         return Describer(graph or self.graph, resolver, self.store, self.locked, os.environ)
+
+    def describer(self) -> Describer:
+        """Return what makes actions of this workspace's targets."""
+        return self._describer()
 
     def plan(self, names: Sequence[str] = ()) -> Plan:
         """Return where each of the targets `names` and of those they need stands, and why."""
@@ -447,6 +453,57 @@ class Project:
             workspace.load(self.root, profile=name, overrides=(), everything=True).graph
             for name in manifest.profiles(self.root)
         ]
+
+    def choose(
+        self,
+        names: Sequence[str] = (),
+        *,
+        everything: bool = False,
+        only: bool = False,
+        since: str | None = None,
+        sample: int | None = None,
+    ) -> list[str]:
+        """Return the labels to verify: of the targets `names` and, unless `only`, what they need.
+
+        Raises:
+            UsageError: E0016, `since` is no commit; E0017, of a sample nothing is built.
+        """
+        from ftbuild import selection
+        from ftbuild.verification import Limits, Verifier
+
+        if everything:
+            self.check()
+        wanted = [*self.graph.targets] if everything else self.resolve(names)
+        labels = wanted if only else [t.label for t in self.graph.closure(wanted)]
+        if since is not None:
+            labels = selection.changed_since(self, since, labels)
+        if sample is not None and labels:
+            keys = Verifier(self, Limits(), events.ignore).keys(labels)
+            if not keys:
+                raise UsageError(
+                    "none of these targets is built, so there is nothing to verify",
+                    code="E0017",
+                    fix="`ftbuild make` builds them, `ftbuild pull` brings them",
+                )
+            labels = selection.sample(keys, sample)
+        return labels
+
+    def verify(
+        self,
+        labels: Sequence[str],
+        limits: "Limits",
+        on_event: events.OnEvent = events.ignore,
+        on_verified: "OnVerified | None" = None,
+    ) -> "list[Verified]":
+        """Run the actions of the targets `labels` again in a clean place; compare the outputs."""
+        from ftbuild.verification import Verifier
+
+        verifier = Verifier(self, limits, on_event)
+        return verifier.run(labels, on_verified or (lambda found: None))
+
+    def check_store(self) -> "Checked":
+        """Hash every object of the store; damaged ones are moved away, and mended if possible."""
+        return self.store.check()
 
     def doctor(self) -> "list[Finding]":
         """Return what is and is not as ftbuild needs it on this machine."""

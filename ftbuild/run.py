@@ -23,6 +23,7 @@ from ftbuild.kinds import KINDS, missing_files
 from ftbuild.lockfile import Lock, check_environment
 from ftbuild.registry import load_rule
 from ftbuild.rows import MAX_BYTES
+from ftbuild.sandbox import NETWORK_TAG, Sandbox, View
 from ftbuild.sources.resolver import Resolved, Resolver
 from ftbuild.store import disk
 from ftbuild.store.actions import Record
@@ -87,7 +88,9 @@ class Runner:
     logs: Path
     statcache: Path
     """The file of the stat cache, which workers read too."""
-    _desks: threading.local = field(default_factory=threading.local)
+    sandbox: Sandbox | None = None
+    """Around each action, which then sees its declared inputs alone."""
+    desks: threading.local = field(default_factory=threading.local)
     """A desk for each thread."""
     _rules: dict[str, "Rule"] = field(default_factory=dict)
 
@@ -107,9 +110,9 @@ class Runner:
             FtbuildError: the machine or the environment cannot run it.
         """
         check_environment(action.facts.pins, self.lock, action.target.label)
-        if not hasattr(self._desks, "desk"):
-            self._desks.desk = Desk(self.store.workspace())
-        desk: Desk = self._desks.desk
+        if not hasattr(self.desks, "desk"):
+            self.desks.desk = Desk(self.store.workspace())
+        desk: Desk = self.desks.desk
         out = self.store.workspace()
         try:
             return _Run(self, action, inputs, desk, out, cpus, gpus, on_event).go()
@@ -224,7 +227,8 @@ class _Run:
             **command.environment,
             "out": str(self.out),
         }
-        return self.runner.workers.run_command(command.argv, environment, self.desk.work, log)
+        view = self._view()
+        return self.runner.workers.run_command(command.argv, environment, self.desk.work, log, view)
 
     def _worker(self, log: int) -> Exit:
         runner, action = self.runner, self.action
@@ -243,8 +247,13 @@ class _Run:
             "statcache": str(runner.statcache),
             "known": self._linkable(),
         }
+        view = self._view()
+        if view is not None and view.sandbox.bwrap is None:
+            document["guard"] = {"paths": view.paths(), "has_network": view.has_network}
         with open(self.desk.document, "w", encoding="utf-8") as file:
             json.dump(document, file)
+        if view is not None:
+            return runner.workers.run_alone(self.desk.document, view, log, self._hear)
         return runner.workers.run_worker(self.desk.document, action.facts.preload, log, self._hear)
 
     def _hear(self, event: dict[str, Any]) -> None:
@@ -257,6 +266,31 @@ class _Run:
             self.on_event(event)
         else:
             self.on_event(event)
+
+    def _view(self) -> View | None:
+        """Return what the action may see, if it runs in a sandbox."""
+        runner, action = self.runner, self.action
+        if runner.sandbox is None:
+            return None
+        blob = runner.resolver.store.blob_path
+        reads = [str(path) for _, _, path in self.inputs.values()]
+        for source in action.all_sources():
+            reads += [where or str(blob(digest)) for _, digest, where, _ in source.files]
+        if os.path.isdir(self.desk.sources):
+            reads.append(self.desk.sources)
+        writes = [str(self.out), self.desk.work]
+        if action.facts.runs == "worker":
+            reads += [self.desk.document, *_rule_files(runner.root, action.facts)]
+            # Fragments are found in the store and put there, so such a rule sees all of it.
+            writes += [str(runner.store.root), str(runner.store.scratch(action.key))]
+        return View(
+            runner.sandbox,
+            tuple(os.path.abspath(path) for path in reads),
+            tuple(writes),
+            self.desk.work,
+            has_network=NETWORK_TAG in action.target.tags,
+            has_gpus=bool(self.gpus),
+        )
 
     def _plain_inputs(self) -> dict[str, Any]:
         """Return the values of the rule's inputs, sources laid out privately, as plain data."""
@@ -338,6 +372,17 @@ class _Run:
 def slot_of(edge: Edge) -> tuple[str, str | None]:
     """Return by what an action finds an input: the target that made it, and which part of it."""
     return edge.label, edge.part
+
+
+def _rule_files(root: Path, facts: RuleFacts) -> list[str]:
+    """Return the files of the workspace that a rule of its own consists of."""
+    from ftbuild.rulefile import PRIVATE
+    from ftbuild.rulesource import source_digest
+
+    if not facts.module.startswith(PRIVATE):
+        return []
+    files = source_digest(root / facts.file, root)[1]
+    return [str(root / path.relative_to(root.resolve())) for path in files]
 
 
 def _devices(gpus: tuple[str, ...]) -> dict[str, str]:

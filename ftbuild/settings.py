@@ -51,6 +51,12 @@ def _texts(example: str, help_text: str) -> Setting:
     return Setting("a list of texts", _are_texts, example, help_text, schema)
 
 
+def _flag(help_text: str) -> Setting:
+    return Setting(
+        "true or false", lambda v: type(v) is bool, "true", help_text, {"type": "boolean"}
+    )
+
+
 SETTINGS: dict[str, dict[str, Setting]] = {
     "project": {
         "name": _text("support-bot", "What the workspace is called in messages."),
@@ -65,6 +71,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             "How many actions run at the same time.",
             {"type": "integer", "minimum": 1},
         ),
+        "sandbox": _flag("Each action sees its declared inputs alone and has no network."),
     },
     "cache": {
         "dir": _text("~/.cache/ftbuild", "The store's directory."),

@@ -31,11 +31,11 @@ keys lockfile usersettings
 sources.*
 action history plan locking
 events slots
-worker warm workers
+guard sandbox worker warm workers
 run
 executor
 outputs workspace viewing fastpath
-build project doctor
+build verification selection project doctor
 ftbuild
 cli.* __main__
 """

@@ -21,6 +21,7 @@ COMMANDS = {
     "check": "read and type-check every FTBUILD.toml; build nothing",
     "inspect": "show an artifact: rows, tokens, tensors, metrics",
     "diff": "compare two artifacts, or two builds of one",
+    "verify": "run actions again in a clean place and compare bit for bit",
     "lock": "write FTBUILD.lock",
     "log": "print the log of a target's last run",
     "path": "print the directory of a target's artifact",

@@ -37,6 +37,7 @@ from ftbuild.store.statcache import StatCache
 from ftbuild.store.trees import Tree
 
 if TYPE_CHECKING:
+    from ftbuild.store.check import Checked, Fetch
     from ftbuild.store.gc import Collected
 
 P = ParamSpec("P")
@@ -286,6 +287,17 @@ class Store:
                 self._journal.forget()
             leases.leave(self._locks, held)
             self._shared = leases.share(self._locks)
+
+    @_in_words
+    def check(self, fetch: "Fetch | None" = None) -> "Checked":
+        """Hash every object; damaged ones are moved to quarantine/ and mended if possible.
+
+        `fetch` brings a blob from elsewhere and says whether that worked.
+        """
+        from ftbuild.store.check import Checker
+
+        self.flush()
+        return Checker(self._layout, self._blobs, fetch).run()
 
     def _exclude(self, wait_s: float) -> int:
         if self._shared is not None:
