@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ Ready = Mapping[tuple[str, str | None], tuple[Output, Tree, Path]]
 _HOST = socket.gethostname()
 _PYTHON = ".".join(map(str, sys.version_info[:3]))
 _TAIL_LINES = 15
+_IN_SANDBOX = "it ran in a sandbox, which shows it its declared inputs alone, and no network"
 _LARGE_BYTES = 64 << 10
 """Smaller input files are copied rather than linked into an output; see Context.link."""
 
@@ -364,6 +365,8 @@ class _Run:
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.desk.log, kept)
         problems = self.problems or (_died(label, end),)
+        if self.runner.sandbox is not None:
+            problems = tuple(replace(p, why=p.why or _IN_SANDBOX) for p in problems)
         with open(self.desk.log, encoding="utf-8", errors="replace") as file:
             tail = file.read().splitlines()[-_TAIL_LINES:]
         return Failed(problems, tail)

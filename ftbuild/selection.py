@@ -85,8 +85,16 @@ def _check_out(root: Path, revision: str, folder: Path) -> Path:
     below = [prefix] if prefix else []
     data = _git(Path(top), "archive", "--format=tar", commit.decode().strip(), *below)
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extractall(folder, filter=_safe)
     return folder / prefix
+
+
+def _safe(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """Leave out what would lead out of the folder, such as an absolute link."""
+    try:
+        return tarfile.data_filter(member, folder)
+    except tarfile.FilterError:
+        return None
 
 
 def _git(root: Path, *args: str) -> bytes:

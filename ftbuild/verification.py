@@ -250,7 +250,8 @@ class Verifier:
     def _view(self, kind: str, old: Tree, new: Tree, ours: Path, theirs: Path) -> View | None:
         """Ask a viewer how two artifacts differ; None where there is none, or it cannot tell."""
         project = self._project
-        viewer = Registry(project.root, project.workspace.project_rules).viewer(kind)
+        registry = Registry(project.root, project.workspace.project_rules)
+        viewer = registry.viewer(kind) or registry.viewer("file")
         if viewer is None:
             return None
         shown = [

@@ -80,7 +80,8 @@ def _serve(engine: socket.socket, running: dict[int, int]) -> bool:
 def _become_worker(action: str, log: int, events: int) -> NoReturn:
     status = 70
     try:
-        os.setsid()
+        if os.getpgrp() != os.getpid():
+            os.setsid()
         _die_with_parent()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
