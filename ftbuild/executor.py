@@ -178,6 +178,9 @@ class Executor:
             if output is not None:
                 self._is_fresh(node, action, output)
                 return
+            if objection := self.store.distrusted.get(action.key):
+                told = f"the record in the store is not trusted: {objection}; it is built anew"
+                self.on_event(events.Warned(label, told))
         if self._has_failed and not self.keep_going:
             self._skip(label, _NOT_STARTED)
             return

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from ftbuild import events, fastpath, lockfile, locking, outputs, usersettings, workspace
+from ftbuild import events, fastpath, lockfile, locking, outputs, signing, usersettings, workspace
 from ftbuild.action import Describer
 from ftbuild.errors import DifferenceError, UsageError
 from ftbuild.graph import Graph, Target
@@ -25,6 +25,7 @@ from ftbuild.sources.resolver import Resolver
 from ftbuild.store.actions import Record
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
+from ftbuild.store.trust import Trust
 
 if TYPE_CHECKING:
     from ftbuild.build import BuildResult
@@ -147,9 +148,19 @@ class Project:
     @cached_property
     def store(self) -> Store:
         """The store of this workspace."""
-        store = Store(self._store_root(), self.statcache)
+        store = Store(self._store_root(), self.statcache, self._trust())
         store.register(self.folder)
         return store
+
+    def _trust(self) -> Trust:
+        trusted = frozenset(self.setting("cache", "trusted_keys") or ())
+        required = self.setting("cache", "require_signed")
+        is_required = bool(trusted) if required is None else bool(required)
+        signer = signing.find()
+        if is_required and signer is None:
+            # Else what is built here would not be believed here. Nobody else believes it.
+            signer = signing.read_or_make(self.folder / "key")
+        return Trust(self.workspace.name, trusted, is_required, signer)
 
     def _store_root(self) -> Path:
         named = os.environ.get("FTBUILD_CACHE")

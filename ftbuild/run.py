@@ -29,6 +29,7 @@ from ftbuild.store import disk
 from ftbuild.store.actions import Record
 from ftbuild.store.store import Store
 from ftbuild.store.trees import Tree
+from ftbuild.store.trust import Trust
 from ftbuild.workers import Exit, Workers
 
 if TYPE_CHECKING:
@@ -177,6 +178,8 @@ class _Run:
         self.result: dict[str, Any] = {"adopted": {}, "facts": {}, "fragments": None}
         self.problems: tuple[Problem, ...] = ()
         self.warnings: list[str] = []
+        self.published: list[Digest] = []
+        """Keys of the fragments that the worker recorded, where they are to be signed."""
 
     def go(self) -> Done:
         began = time.monotonic()
@@ -187,6 +190,7 @@ class _Run:
             is_silent = os.fstat(log).st_size == 0
         finally:
             os.close(log)
+            self._sign_fragments()
         if end.status != 0 or self.problems:
             raise self._failure(end)
         self._check_sources()
@@ -207,13 +211,24 @@ class _Run:
             "log": log_digest,
             "sources": snapshots,
         }
-        record = Record(self.action.key, tree, None, self.action.document, provenance)
-        self.runner.store.publish(record)
+        store = self.runner.store
+        record = store.trust.sign(
+            Record(self.action.key, tree, None, self.action.document, provenance)
+        )
+        store.publish(record)
         log_of_failure(self.runner.logs, self.action.target.label).unlink(missing_ok=True)
         if self.action.facts.runs == "worker":
             self.runner.store.drop_scratch(self.action.key)
         fragments = self.result["fragments"]
         return Done(record, tuple(fragments) if fragments else None, tuple(self.warnings))
+
+    def _sign_fragments(self) -> None:
+        """Sign what the worker has published: it has no key, since it runs code of others."""
+        store = self.runner.store
+        for key in self.published:
+            record = store.look_up(key)
+            if record is not None and record.signature is None:
+                store.publish(store.trust.sign(record))
 
     def _process(self, log: int) -> Exit:
         from ftbuild.worker import rule_inputs  # pydantic: only when a command runs here
@@ -247,6 +262,7 @@ class _Run:
             "store": str(runner.store.root),
             "statcache": str(runner.statcache),
             "known": self._linkable(),
+            "trust": _trust_of_workers(runner.store.trust),
         }
         view = self._view()
         if view is not None and view.sandbox.bwrap is None:
@@ -262,6 +278,8 @@ class _Run:
             self.result = event["done"]
         elif "failed" in event:
             self.problems = problems_from(event["failed"])
+        elif "published" in event:
+            self.published.append(event["published"])
         elif "warning" in event:
             self.warnings.append(event["warning"])
             self.on_event(event)
@@ -370,6 +388,18 @@ class _Run:
         with open(self.desk.log, encoding="utf-8", errors="replace") as file:
             tail = file.read().splitlines()[-_TAIL_LINES:]
         return Failed(problems, tail)
+
+
+def _trust_of_workers(trust: Trust) -> dict[str, Any] | None:
+    """Return whose fragments a worker may believe, as plain data; None if everybody's."""
+    if trust.signer is None and not trust.is_required and not trust.trusted:
+        return None
+    own = [] if trust.signer is None else [trust.signer.public]
+    return {
+        "project": trust.project,
+        "trusted": [*trust.trusted, *own],
+        "is_required": trust.is_required,
+    }
 
 
 def slot_of(edge: Edge) -> tuple[str, str | None]:

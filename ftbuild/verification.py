@@ -136,7 +136,12 @@ class Verifier:
                 continue
             record = store.find(action.key)
             if record is None:
-                self._missing[target.label] = "the store has no result of it as it now is"
+                objection = store.distrusted.get(action.key)
+                self._missing[target.label] = (
+                    f"the record in the store is not trusted: {objection}"
+                    if objection
+                    else "the store has no result of it as it now is"
+                )
                 continue
             self._found[target.label] = action, record
             self._outputs[target.label] = self._describer.output(target, action.key, record.tree)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A module imports from its own line or a line above, inside functions too. Among
 # the imports that loading a file makes there is no cycle.
 LAYERS = """
-__version__ errors digest labels units
+__version__ errors digest labels units signing
 kinds view rule wording rows
 store.*
 api testing
@@ -45,6 +45,7 @@ ON_REQUEST = {
     ("ftbuild.sources.hub", "huggingface_hub"),
     ("ftbuild.sources.sql", "sqlalchemy"),
     ("ftbuild.sources.bucket", "fsspec"),
+    ("ftbuild.signing", "cryptography"),
 }
 
 # Of a rule pack's own modules and the standard library a rule file may import all.

@@ -23,6 +23,7 @@ COMMANDS = {
     "diff": "compare two artifacts, or two builds of one",
     "verify": "run actions again in a clean place and compare bit for bit",
     "lock": "write FTBUILD.lock",
+    "keys": "make the key pair with which records are signed",
     "log": "print the log of a target's last run",
     "path": "print the directory of a target's artifact",
     "init": "start a project in this folder",

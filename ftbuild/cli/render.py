@@ -22,7 +22,7 @@ OUTCOME_STYLES = {
     "skipped": "yellow",
 }
 # Of these the detail says all; of the other kinds the word is part of the sentence.
-_SELF_EXPLAINING = ("new", "missing", "forced", "waits")
+_SELF_EXPLAINING = ("new", "missing", "untrusted", "forced", "waits")
 
 
 def duration(seconds: float) -> str:

@@ -208,7 +208,7 @@ def _store(options: Namespace) -> int:
     else:
         color = terminal.use_color(sys.stdout, options.color)
         terminal.write(_checked_lines(checked, options), sys.stdout, color=color)
-    return _CORRUPT_EXIT if checked.damaged else 0
+    return _CORRUPT_EXIT if checked.damaged or checked.untrusted else 0
 
 
 def _checked_lines(checked: "Checked", options: Namespace) -> Iterator[Line]:
@@ -216,11 +216,15 @@ def _checked_lines(checked: "Checked", options: Namespace) -> Iterator[Line]:
         end = "mended" if damage.is_mended else "moved to quarantine"
         head = (Span(f"{damage.kind} {damage.name}: "), Span(damage.how, "red"))
         yield (*head, Span(f"; {end}"))
+    for record in checked.untrusted:
+        yield (Span(f"record {record.name}: not trusted, "), Span(record.how, "red"))
     if not options.quiet:
         parts = [
             render.plural(checked.blobs, "blob"),
             render.plural(checked.trees, "tree"),
             render.plural(checked.records, "record"),
         ]
-        bad = f"{len(checked.damaged)} damaged" if checked.damaged else "all are what they say"
+        wrong = (("damaged", checked.damaged), ("not trusted", checked.untrusted))
+        bad = ", ".join(f"{len(found)} {word}" for word, found in wrong if found)
+        bad = bad or "all are what they say"
         yield (Span(f"{', '.join(parts)}, {render.size(checked.size)} hashed: {bad}"),)

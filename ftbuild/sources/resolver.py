@@ -231,7 +231,8 @@ class Resolver:
         if record is None:
             directory = self.store.workspace()
             sql.write_sqlite(path, table, directory / sql.NAME)
-            record = Record(key, self.store.put_tree(directory), None, document, {})
+            tree = self.store.put_tree(directory)
+            record = self.store.trust.sign(Record(key, tree, None, document, {}))
             self.store.publish(record)
         digest = record.tree.entries[0].digest
         return Resolved(table, ((sql.NAME, digest, None, f"{queries.shown(table)}"),))

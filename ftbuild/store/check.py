@@ -16,6 +16,7 @@ from ftbuild.store.actions import DamagedRecord, decode
 from ftbuild.store.blobs import Blobs
 from ftbuild.store.layout import Layout
 from ftbuild.store.trees import Entry, Tree
+from ftbuild.store.trust import Trust
 
 Fetch = Callable[[Digest], bool]
 """Bring a blob from elsewhere into the store; say whether that worked. It is checked again."""
@@ -42,14 +43,18 @@ class Checked:
     size: int
     """Units: bytes that were hashed."""
     damaged: tuple[Damage, ...]
+    untrusted: tuple[Damage, ...]
+    """Whole records that are not believed; they stay where they are."""
 
 
 class Checker:
     """Checks one store, once."""
 
-    def __init__(self, layout: Layout, blobs: Blobs, fetch: Fetch | None) -> None:
+    def __init__(self, layout: Layout, blobs: Blobs, trust: Trust, fetch: Fetch | None) -> None:
         self._layout = layout
         self._blobs = blobs
+        self._trust = trust
+        self._untrusted: list[Damage] = []
         self._fetch = fetch
         self._hashed: dict[tuple[int, int], Digest] = {}
         """By device and inode: a large blob is one inode with the files of its trees."""
@@ -69,7 +74,12 @@ class Checker:
                 if found is not None:
                     damaged.append(found)
         return Checked(
-            counts["blobs"], counts["trees"], counts["actions"], self._size, tuple(damaged)
+            counts["blobs"],
+            counts["trees"],
+            counts["actions"],
+            self._size,
+            tuple(damaged),
+            tuple(self._untrusted),
         )
 
     def _hash(self, path: str) -> Digest | None:
@@ -132,10 +142,12 @@ class Checker:
     def _record(self, path: str) -> Damage | None:
         name = os.path.basename(path).removesuffix(".json")
         try:
-            decode(disk.read(path), Digest(name))
+            record = decode(disk.read(path), Digest(name))
         except (OSError, DamagedRecord) as error:
             self._blobs.quarantine(path)
             return Damage("record", name, str(error), False)
+        if objection := self._trust.objection(record):
+            self._untrusted.append(Damage("record", name, objection, False))
         return None
 
 
