@@ -112,6 +112,7 @@ class Build:
         work = project.folder / "work"
         work.mkdir(exist_ok=True)
 
+        logs = project.folder / "log"
         runner = Runner(
             root=project.root,
             store=project.store,
@@ -120,7 +121,8 @@ class Build:
             workers=Workers(lambda: worker_environment(project, work), work),
             shell=SHELL,
             environment=os.environ,
-            logs=project.folder / "log",
+            logs=logs,
+            has_logs=logs.is_dir(),
             statcache=project.folder / "stat.bin",
             sandbox=self._sandbox(),
         )

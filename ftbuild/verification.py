@@ -166,6 +166,7 @@ class Verifier:
             shell=SHELL,
             environment=os.environ,
             logs=place / "log",
+            has_logs=False,
             statcache=place / "stat.bin",
             sandbox=sandbox_of(project),
         )
