@@ -287,6 +287,8 @@ def _source_names(action: Action) -> dict[str, str]:
         for key, source in table.items():
             for relative, _, _, name in source.files:
                 found["/".join(p for p in (field, key, relative) if p)] = name
+            if source.function is not None:
+                found["/".join(p for p in (field, key, source.function) if p)] = source.spec
     return found
 
 

@@ -336,7 +336,7 @@ class _Run:
         for name, found in self.action.sources.items():
             if isinstance(found, dict):
                 table = {k: self._plain_source(v, f"{name}/{k}") for k, v in found.items()}
-                is_list = "list" in self.action.target.sources[name]
+                is_list = "table" not in self.action.target.sources[name]
                 plain[name] = {"list": [*table.values()]} if is_list else {"table": table}
             else:
                 plain[name] = self._plain_source(found, name)
