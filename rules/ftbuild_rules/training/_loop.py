@@ -21,7 +21,15 @@ from ftbuild_rules.training._evaluation import (
     evaluations,
     restore_weights,
 )
-from ftbuild_rules.training._lora import lora_config, require_base, save_adapter
+from ftbuild_rules.training._lora import (
+    Rows,
+    expose_bias,
+    fill_reference,
+    lora_config,
+    remember_start,
+    require_base,
+    save_adapter,
+)
 from ftbuild_rules.training._model import save_model
 from ftbuild_rules.training._settings import TrainingParams
 from ftbuild_rules.training._shards import (
@@ -32,6 +40,7 @@ from ftbuild_rules.training._shards import (
     require_fit,
     require_template,
 )
+from ftbuild_rules.training._targets import require_targets
 
 
 class MethodInputs(Protocol):
@@ -62,6 +71,8 @@ class Run:
     params: TrainingParams
     data: TokenRows
     eval_data: TokenRows | None
+    token_rows: Rows | None = None
+    """The rows of embeddings that `lora.trainable_tokens` stands for."""
 
 
 def prepare(
@@ -76,7 +87,8 @@ def prepare(
     """Check all that can be checked before a model is loaded; `settings` change its config.
 
     Raises:
-        RuleError: E0901 to E0907: tokens, model and adapter do not belong together.
+        RuleError: E0901 to E0907: tokens, model and adapter do not belong together; E0950: nor
+            does the `lora` table.
     """
     if inputs.adapter is not None:
         require_base(inputs.adapter, inputs.model)
@@ -86,7 +98,8 @@ def prepare(
         require_fit(each, inputs.model, settings=settings)
         if not params.other_template:
             require_template(each, inputs.model)
-    return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None)
+    token_rows = None if params.lora is None else require_targets(params.lora, inputs.model)
+    return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None, token_rows)
 
 
 class Fixed(Protocol):
@@ -182,8 +195,13 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
 
 def trl_inputs(run: Run) -> dict[str, Any]:
     """Return what the trainers of TRL that wrap the model themselves are given besides it."""
+    return {**trainer_inputs(run), "peft_config": peft_config(run)}
+
+
+def peft_config(run: Run) -> Any:
+    """Return PEFT's configuration of a new adapter; None where there is none."""
     lora = run.params.lora
-    return {**trainer_inputs(run), "peft_config": None if lora is None else lora_config(lora)}
+    return None if lora is None else lora_config(lora, rows=run.token_rows)
 
 
 def trainer_inputs(run: Run) -> dict[str, Any]:
@@ -244,6 +262,9 @@ def train(run: Run, trainer: Any) -> None:
     """
     from transformers import PrinterCallback
 
+    remember_start(trainer.model)
+    fill_reference(trainer.model)
+    expose_bias(trainer.model)
     trainer.remove_callback(PrinterCallback)  # the context is told all that it would print
     trainer.data_collator = _with_rows(trainer.data_collator)
     checkpoints = Checkpoints.of(run.ctx.scratch)
