@@ -21,6 +21,7 @@ from ftbuild_rules.training._evaluation import (
     evaluations,
     restore_weights,
 )
+from ftbuild_rules.training._launch import is_first
 from ftbuild_rules.training._lora import (
     Rows,
     expose_bias,
@@ -32,6 +33,14 @@ from ftbuild_rules.training._lora import (
 )
 from ftbuild_rules.training._model import save_model
 from ftbuild_rules.training._settings import TrainingParams
+from ftbuild_rules.training._sharding import (
+    confirmation,
+    gathered,
+    strategy_arguments,
+    told_by_first,
+    use_fsdp,
+    wait_for_all,
+)
 from ftbuild_rules.training._shards import (
     Form,
     TokenRows,
@@ -138,8 +147,11 @@ def load_policy(run: Run, load: LoadModel = load_base) -> Any:
     import torch
 
     frozen = run.inputs.adapter is not None or run.params.lora is not None
-    # What is trained stays float32; frozen weights may be as coarse as the computation.
-    dtype = getattr(torch, run.params.dtype) if frozen else torch.float32
+    launch = run.params.launch
+    # What is trained stays float32; frozen weights may be as coarse as the computation, but where
+    # they are sharded together with those they must be of one type.
+    is_mixed = launch is not None and launch.strategy == "fsdp"
+    dtype = getattr(torch, run.params.dtype) if frozen and not is_mixed else torch.float32
     model = load(run.inputs.model, dtype, run.params.attention)
     if run.inputs.adapter is None:
         return model
@@ -190,6 +202,7 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "report_to": [],
         "remove_unused_columns": False,  # `row` is taken out in `training_step`
         "dataloader_num_workers": 0,
+        **strategy_arguments(params.launch),
     }
 
 
@@ -221,7 +234,15 @@ def watched(trainer_class: type, run: Run, *, zero_is_wrong: bool) -> type:
     """Return `trainer_class` with a `training_step` that stops at the first impossible loss."""
     import torch
 
+    launch = run.params.launch
+    on_cpu = not torch.cuda.is_available()
+
     class Watched(trainer_class):
+        def create_accelerator_and_postprocess(self) -> None:
+            super().create_accelerator_and_postprocess()
+            if launch is not None and launch.strategy == "fsdp" and on_cpu:
+                use_fsdp(self, launch)
+
         def training_step(
             self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
         ) -> Any:
@@ -269,13 +290,16 @@ def train(run: Run, trainer: Any) -> None:
     trainer.data_collator = _with_rows(trainer.data_collator)
     checkpoints = Checkpoints.of(run.ctx.scratch)
     trainer.add_callback(_reporter(run, trainer, checkpoints))
+    if run.params.launch is not None:
+        trainer.add_callback(confirmation(run.ctx, run.params.launch, trainer))
     if run.eval_data is not None:
         trainer.add_callback(evaluations(run.params, run.ctx.scratch))
-    resume = checkpoints.newest()
+    resume = told_by_first(checkpoints.newest() if is_first() else None)
     if resume is not None:
         run.ctx.log(f"resuming from {resume.name}")
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     if run.params.keep == "best":
+        wait_for_all()
         restore_weights(trainer.model, run.ctx.scratch)
     _record(run, trainer)
 
@@ -307,12 +331,14 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints) -> Any:
             trainer.rows_of_step = []
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step < state.max_steps and checkpoints.is_due():
+            if state.global_step < state.max_steps and told_by_first(checkpoints.is_due()):
                 self.save_began = time.monotonic()
                 control.should_save = True
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            checkpoints.seal(state.global_step, began=self.save_began)
+            wait_for_all()
+            if is_first():
+                checkpoints.seal(state.global_step, began=self.save_began)
 
         def on_log(
             self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
@@ -320,16 +346,7 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints) -> Any:
             if "loss" not in logs:
                 _tell_evaluation(run, state, logs)
                 return
-            norm = logs.get("grad_norm", 0.0)
-            if not math.isfinite(norm):
-                raise _bad_step(
-                    run,
-                    state.global_step,
-                    f"gradient has the norm {norm}",
-                    rows=trainer.rows_of_step,
-                )
-            metrics = {k: float(v) for k, v in logs.items() if isinstance(v, int | float)}
-            metrics.pop("epoch", None)
+            metrics = _metrics_of(run, trainer, logs)
             if (tokens := metrics.pop("num_tokens", None)) is not None:
                 first_tokens.append(tokens)
                 elapsed = time.monotonic() - started
@@ -337,6 +354,21 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints) -> Any:
             run.ctx.progress(state.global_step, state.max_steps, **metrics)
 
     return Reporter()
+
+
+def _metrics_of(run: Run, trainer: Any, logs: dict[str, Any]) -> dict[str, float]:
+    """Return the figures of a step.
+
+    Raises:
+        RuleError: E0910: its gradient is NaN or infinite.
+    """
+    norm = logs.get("grad_norm") or 0.0
+    if not math.isfinite(norm):
+        what = f"gradient has the norm {norm}"
+        raise _bad_step(run, trainer.state.global_step, what, rows=trainer.rows_of_step)
+    metrics = {k: float(v) for k, v in logs.items() if isinstance(v, int | float)}
+    metrics.pop("epoch", None)
+    return metrics
 
 
 def _tell_evaluation(run: Run, state: Any, logs: dict[str, float]) -> None:
@@ -387,9 +419,12 @@ def save(run: Run, model: Any, *, settings: Mapping[str, Any] | None = None) -> 
         RuleError: E0913: a value is not finite, or nothing was learned.
     """
     out: Path = run.ctx.out
+    trained = gathered(model)
+    if not is_first():
+        return
     if hasattr(model, "peft_config"):
-        save_adapter(model, out, base=run.inputs.model)
+        save_adapter(model, out, base=run.inputs.model, trained=trained)
     else:
-        save_model(model, out, base=run.inputs.model, settings=settings)
+        save_model(model, out, base=run.inputs.model, settings=settings, trained=trained)
     if run.data.template is not None and has_other_template(run.data, run.inputs.model):
         (out / TEMPLATE_NAME).write_text(run.data.template, encoding="utf-8")

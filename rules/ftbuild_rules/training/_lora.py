@@ -140,13 +140,17 @@ def require_base(adapter: Adapter | RewardModel, model: Model) -> None:
         )
 
 
-def save_adapter(model: Any, out: Path, *, base: Model) -> None:
+def save_adapter(
+    model: Any, out: Path, *, base: Model, trained: dict[str, Any] | None = None
+) -> None:
     """Write the adapter `default` of a PEFT model, trained on `base`, to `out`.
+
+    `trained` are its weights where `model` holds only a share of them.
 
     Raises:
         RuleError: E0913: a value is not finite, or nothing was learned.
     """
-    state = adapter_state(model)
+    state = adapter_state(model, trained)
     settings = canonical_config(model.peft_config["default"])
     start = getattr(model, _START, None)
     _refuse_unusable(state, start)
@@ -162,11 +166,13 @@ def save_adapter(model: Any, out: Path, *, base: Model) -> None:
     (out / BASE_NAME).write_bytes(canonical_json({"base": base.digest}))
 
 
-def adapter_state(model: Any) -> dict[str, Any]:
+def adapter_state(model: Any, trained: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the tensors of the adapter `default` by their names in its file."""
     from peft import get_peft_model_state_dict
 
-    return get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+    return get_peft_model_state_dict(
+        model, state_dict=trained, adapter_name="default", save_embedding_layers=False
+    )
 
 
 def remember_start(model: Any) -> None:

@@ -14,6 +14,7 @@ from ftbuild.api import (
     Params,
     Tokens,
 )
+from ftbuild_rules.training._launch import Launch, check_launch
 from ftbuild_rules.training._lora import Lora
 
 PINS = ("torch", "transformers", "peft", "trl", "accelerate")
@@ -103,6 +104,8 @@ class TrainingParams(Params):
     `resources = { cpus = N }` as well."""
     lora: Lora | None = None
     """Train a new adapter with these settings."""
+    launch: Launch | None = None
+    """Train in several processes at once."""
     evaluate_every: int | None = Field(None, ge=1)
     """Measure the loss on `eval_data` every so many steps and at the end; each epoch if not
     given."""
@@ -155,6 +158,8 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: Any) -> None:
             )
     if params.lora is not None:
         _check_lora(params.lora)
+    if params.launch is not None:
+        check_launch(params.launch, keep=params.keep)
 
 
 def _check_schedule(params: Any) -> None:
