@@ -174,7 +174,7 @@ def _set_names(params: TokensParams, names: Iterable[str]) -> list[str]:
 
 
 @rule(
-    version=1,
+    version=2,
     output=Tokens,
     pins=("jinja2", "pyarrow", "tokenizers", "transformers"),
     preload=(
