@@ -9,8 +9,8 @@ what each method is to change, on rows that it has not seen, before and after.
 - `sft`: the loss on held-out solutions falls.
 - `dpo`, on right against wrong solutions: the share of held-out pairs whose right solution has
   the higher probability rises. Both are counted from `reference_logprobs`.
-- `grpo`, with a reward of 1 for the right answer and 0.5 for an answer in the form `#### N`: the
-  reward on held-out questions rises.
+- `grpo`, with a reward of 1 for the right answer, 0.5 for an answer in the form `#### N` and the
+  share of its equations that hold: the reward rises.
 - `reward_model` on the same pairs, `prm` on steps half of which were given a wrong result: the
   share of right judgements on held-out rows is above one half.
 """
@@ -51,6 +51,25 @@ def right(completions, answer):
 def form(completions):
     """Return 0.5 for an answer that ends with `####` and a number."""
     return [0.5 * (_number(said) is not None) for said in completions]
+
+
+def sums(completions):
+    """Return the share of the equations in an answer that hold; 0 where it has none."""
+    return [_share([_holds(*found) for found in EQUATION.findall(said)]) for said in completions]
+
+
+EQUATION = re.compile(r"(\\d{1,6}) ?([-+*/x]) ?(\\d{1,6}) ?= ?[$]?(\\d{1,7})")
+
+
+def _holds(left, sign, right, result):
+    a, b, c = int(left), int(right), int(result)
+    if sign == "/":
+        return b != 0 and a == b * c
+    return {"+": a + b, "-": a - b, "*": a * b, "x": a * b}[sign] == c
+
+
+def _share(told):
+    return sum(told) / len(told) if told else 0.0
 
 
 def _number(text):
@@ -104,11 +123,11 @@ adapter = "solver"
 data = "questions_train_tokens"
 eval_data = "questions_test_tokens"
 evaluate_every = {grpo}
-rewards = ["reward.py:right", "reward.py:form"]
+rewards = ["reward.py:right", "reward.py:form", "reward.py:sums"]
 max_steps = {grpo}
 batch_size = 16
 num_generations = 8
-max_completion_length = 80
+max_completion_length = 64
 learning_rate = 2e-4
 schedule = "constant"
 
@@ -134,7 +153,7 @@ learning_rate = 5e-4
 schedule = "cosine"
 lora = {{ r = 16 }}
 """
-STEPS = {"sft": 40, "dpo": 30, "grpo": 16, "judge": 60, "checker": 80}
+STEPS = {"sft": 40, "dpo": 16, "grpo": 8, "judge": 60, "checker": 50}
 TARGETS = ("start", "solver", "before", "after", "rewarded", "judge", "checker")
 Row = dict[str, Any]
 
@@ -210,7 +229,7 @@ def write_workspace(data: Path, work: Path) -> None:
     chance.shuffle(told)
     parts = {
         "solved": (solved(train[:400]), solved(test[:40])),
-        "questions": (questions(train[400:600]), questions(test[40:72])),
+        "questions": (questions(train[400:600]), questions(test[40:56])),
         "pairs": (told[:400], told[-60:]),
         "steps": (steps(train[600:1400], chance), steps(test[72:172], chance)),
     }
