@@ -13,6 +13,7 @@ from ftbuild.api import (
     Params,
     Tokens,
 )
+from ftbuild_rules.models._files import OF_THE_MODEL
 from ftbuild_rules.training._lora import Lora
 
 PINS = ("torch", "transformers", "peft", "trl", "accelerate")
@@ -34,6 +35,8 @@ class TrainingInputs(Inputs):
 
 class TrainingParams(Params):
     """How a method trains."""
+
+    elsewhere = OF_THE_MODEL
 
     epochs: float = Field(3.0, gt=0)
     """How often each row is seen."""
