@@ -27,10 +27,12 @@ from ftbuild_rules.training._settings import TrainingParams
 from ftbuild_rules.training._shards import (
     Form,
     TokenRows,
-    has_other_template,
+    own_template,
     read_tokens,
     require_fit,
+    require_one_template,
     require_template,
+    template_digest,
 )
 
 
@@ -85,7 +87,8 @@ def prepare(
     for each in rows:
         require_fit(each, inputs.model, settings=settings)
         if not params.other_template:
-            require_template(each, inputs.model)
+            require_template(each, inputs.model, inputs.adapter)
+    require_one_template(rows)
     return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None)
 
 
@@ -370,5 +373,7 @@ def save(run: Run, model: Any, *, settings: Mapping[str, Any] | None = None) -> 
         save_adapter(model, out, base=run.inputs.model)
     else:
         save_model(model, out, base=run.inputs.model, settings=settings)
-    if run.data.template is not None and has_other_template(run.data, run.inputs.model):
-        (out / TEMPLATE_NAME).write_text(run.data.template, encoding="utf-8")
+    adapter = run.inputs.adapter
+    carried = run.data.template or ("" if adapter is None else own_template(adapter))
+    if carried and template_digest(carried) != template_digest(own_template(run.inputs.model)):
+        (out / TEMPLATE_NAME).write_text(carried, encoding="utf-8")
