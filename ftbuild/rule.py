@@ -21,7 +21,7 @@ import typing
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 
@@ -151,6 +151,8 @@ class Params(BaseModel):
         # `1` for a text or `"3"` for a number is a slip that the user wants to hear of.
         strict=True,
     )
+    elsewhere: ClassVar[Mapping[str, str]] = {}
+    """Attributes that users look for here and that another rule has: name -> what to write."""
 
     @classmethod
     def __get_pydantic_json_schema__(

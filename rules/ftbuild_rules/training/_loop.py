@@ -44,10 +44,12 @@ from ftbuild_rules.training._sharding import (
 from ftbuild_rules.training._shards import (
     Form,
     TokenRows,
-    has_other_template,
+    own_template,
     read_tokens,
     require_fit,
+    require_one_template,
     require_template,
+    template_digest,
 )
 from ftbuild_rules.training._targets import require_targets
 
@@ -109,7 +111,8 @@ def prepare(
     for each in rows:
         require_fit(each, inputs.model, settings=settings, room=room)
         if not params.other_template:
-            require_template(each, inputs.model)
+            require_template(each, inputs.model, inputs.adapter)
+    require_one_template(rows)
     token_rows = None if params.lora is None else require_targets(params.lora, inputs.model)
     return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None, token_rows)
 
@@ -441,5 +444,7 @@ def save(run: Run, model: Any, *, settings: Mapping[str, Any] | None = None) -> 
         save_adapter(model, out, base=run.inputs.model, trained=trained)
     else:
         save_model(model, out, base=run.inputs.model, settings=settings, trained=trained)
-    if run.data.template is not None and has_other_template(run.data, run.inputs.model):
-        (out / TEMPLATE_NAME).write_text(run.data.template, encoding="utf-8")
+    adapter = run.inputs.adapter
+    carried = run.data.template or ("" if adapter is None else own_template(adapter))
+    if carried and template_digest(carried) != template_digest(own_template(run.inputs.model)):
+        (out / TEMPLATE_NAME).write_text(carried, encoding="utf-8")

@@ -14,6 +14,7 @@ from ftbuild.api import (
     Params,
     Tokens,
 )
+from ftbuild_rules.models._files import OF_THE_MODEL
 from ftbuild_rules.training._launch import Launch, check_launch
 from ftbuild_rules.training._lora import Lora
 
@@ -36,6 +37,8 @@ class TrainingInputs(Inputs):
 
 class TrainingParams(Params):
     """How a method trains."""
+
+    elsewhere = OF_THE_MODEL
 
     epochs: float = Field(3.0, gt=0)
     """How often each row is seen."""
