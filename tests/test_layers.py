@@ -35,7 +35,7 @@ guard sandbox worker warm workers
 run
 executor
 outputs workspace viewing fastpath
-build verification selection project doctor
+build verification selection lineage project doctor
 ftbuild
 cli.* __main__
 """

@@ -25,6 +25,7 @@ COMMANDS = {
     "lock": "write FTBUILD.lock",
     "keys": "make the key pair with which records are signed",
     "log": "print the log of a target's last run",
+    "provenance": "tell what an artifact follows from, down to its sources",
     "path": "print the directory of a target's artifact",
     "init": "start a project in this folder",
     "clean": "remove ftbuild-out; the store keeps its objects",
