@@ -30,6 +30,7 @@ from ftbuild.store.trust import Trust
 if TYPE_CHECKING:
     from ftbuild.build import BuildResult
     from ftbuild.doctor import Finding
+    from ftbuild.lineage import Step
     from ftbuild.remote.guard import Tell
     from ftbuild.remote.service import Supply
     from ftbuild.store.check import Checked
@@ -605,6 +606,17 @@ class Project:
     def check_store(self) -> "Checked":
         """Hash every object of the store; damaged ones are moved away, and mended if possible."""
         return self.store.check()
+
+    def lineage(self, name: str) -> "list[Step]":
+        """Return all steps from the sources to the artifact of `name`, which comes last.
+
+        Raises:
+            UsageError: it is not built, or no longer in the store.
+        """
+        from ftbuild import lineage
+
+        target, built = self._built(name)
+        return lineage.lineage(self, target.label, self._record(built, target.label))
 
     def doctor(self) -> "list[Finding]":
         """Return what is and is not as ftbuild needs it on this machine."""

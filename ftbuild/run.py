@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from ftbuild.graph import Edge, RuleFacts
 from ftbuild.history import log_of_failure
 from ftbuild.kinds import KINDS_BY_NAME, missing_files
 from ftbuild.lockfile import Lock, check_environment
+from ftbuild.redaction import Redactor, of_environment
 from ftbuild.registry import load_rule
 from ftbuild.rows import MAX_BYTES
 from ftbuild.sandbox import NETWORK_TAG, Sandbox, View
@@ -195,9 +197,11 @@ class _Run:
         try:
             runs = self._process if self.action.facts.runs == "process" else self._worker
             end = runs(log)
-            is_silent = os.fstat(log).st_size == 0
         finally:
+            is_silent = os.fstat(log).st_size == 0
             os.close(log)
+            if not is_silent:
+                self.secrets.file(self.desk.log)
             self._sign_fragments()
         if end.status != 0 or self.problems:
             raise self._failure(end)
@@ -214,7 +218,7 @@ class _Run:
             "label": self.action.target.label,
             "max_rss_bytes": end.max_rss_bytes,
             "is_reproducible": self.action.facts.is_reproducible,
-            "facts": self.result["facts"],
+            "facts": self.secrets.value(self.result["facts"]),
             "warnings": self.warnings,
             "log": log_digest,
             "sources": snapshots,
@@ -230,6 +234,11 @@ class _Run:
             self.runner.store.drop_scratch(self.action.key)
         fragments = self.result["fragments"]
         return Done(record, tuple(fragments) if fragments else None, tuple(self.warnings))
+
+    @cached_property
+    def secrets(self) -> Redactor:
+        """What takes secrets out of all that the action says."""
+        return of_environment(name for _, name in self.action.target.variables)
 
     def _sign_fragments(self) -> None:
         """Sign what the worker has published: it has no key, since it runs code of others."""
@@ -287,12 +296,13 @@ class _Run:
         if "done" in event:
             self.result = event["done"]
         elif "failed" in event:
-            self.problems = problems_from(event["failed"])
+            self.problems = problems_from(self.secrets.value(event["failed"]))
         elif "published" in event:
             self.published.append(event["published"])
         elif "warning" in event:
-            self.warnings.append(event["warning"])
-            self.on_event(event)
+            told = self.secrets.text(event["warning"])
+            self.warnings.append(told)
+            self.on_event({"warning": told})
         else:
             self.on_event(event)
 
