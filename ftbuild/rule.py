@@ -232,6 +232,9 @@ class Context(Protocol):
         processes forked from this one; each is kept as soon as it is done.
         """
 
+    def digest(self, source: Path) -> Digest:
+        """Return the digest of a file of a fragment or of an input; read only if not known."""
+
     def link(self, source: Path, name: str) -> None:
         """Put `source`, a file of a fragment or of an input, at `out / name` without a copy."""
 

@@ -66,6 +66,10 @@ class RecordingContext:
             results.append(fragment)
         return results
 
+    def digest(self, source: Path) -> Digest:
+        """Hash `source`."""
+        return hash_file(source)
+
     def link(self, source: Path, name: str) -> None:
         """Copy `source` to `out / name`."""
         (self.out / name).parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ftbuild import keys
-from ftbuild.digest import Digest
+from ftbuild.digest import Digest, hash_file
 from ftbuild.errors import FtbuildError, Problem, RuleError
 from ftbuild.graph import RuleFacts
 from ftbuild.kinds import KINDS, Artifact
@@ -132,6 +132,10 @@ class WorkerContext:
         """Let go of the store; what was published is durable."""
         if self._store is not None:
             self._store.close()
+
+    def digest(self, source: Path) -> Digest:
+        """Return the digest of a file of a fragment or of an input; read only if not known."""
+        return self._digest(source) or hash_file(source)
 
     def link(self, source: Path, name: str) -> None:
         """Put `source` at `out / name`, without a copy where it is an object of the store."""

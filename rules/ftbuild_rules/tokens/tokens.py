@@ -30,7 +30,6 @@ from ftbuild.api import (
     Source,
     Tokens,
     hash_bytes,
-    hash_file,
     rule,
 )
 from ftbuild_rules.data._arrow import (
@@ -218,7 +217,7 @@ def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
             raise _template_error("goes over a limit", str(error), place) from error
 
     try:
-        fragments = ctx.fragments(shard, _pieces(inputs.dataset.path, index), of="dataset")
+        fragments = ctx.fragments(shard, _pieces(ctx, inputs.dataset.path, index), of="dataset")
     finally:
         if task.renderer is not None:
             task.renderer.close()
@@ -248,12 +247,12 @@ def _policy(params: TokensParams) -> MaskPolicy:
     )
 
 
-def _pieces(dataset: Path, index: dict[str, Any]) -> list[Piece]:
+def _pieces(ctx: Context, dataset: Path, index: dict[str, Any]) -> list[Piece]:
     """Return a piece for each shard: its path, and the number of its first row for messages."""
     starts = itertools.accumulate((rows for _, rows in index["shards"]), initial=0)
     paths = shard_paths(dataset)
     return [
-        Piece(hash_file(path), (str(path), start))
+        Piece(ctx.digest(path), (str(path), start))
         for path, start in zip(paths, starts, strict=False)
     ]
 
