@@ -133,6 +133,20 @@ class WorkerContext:
         if self._store is not None:
             self._store.close()
 
+    def once(self, function: Callable[[Path], Any], name: str, *, of: str) -> Path:
+        """Run `function(out)` if no earlier build has; return the directory that it wrote."""
+        store = self._open_store()
+        document = keys.fragment_document(
+            self._document["document"], of=of, function=name, identity=None
+        )
+        record = store.find(keys.action_key(document))
+        if record is None:
+            out = store.workspace()
+            function(out)
+            record = Record(keys.action_key(document), store.put_tree(out), None, document, {})
+            store.publish(record)
+        return self._fragment(record, was_built=False).path
+
     def digest(self, source: Path) -> Digest:
         """Return the digest of a file of a fragment or of an input; read only if not known."""
         return self._digest(source) or hash_file(source)

@@ -6,6 +6,7 @@ both ways, and must come out with the same ids and in the same places.
 """
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 from ftbuild.api import Place, RuleError
 from ftbuild_rules.templates._render import Template
 from ftbuild_rules.tokens._offsets import Offsets, offsets_by_size, offsets_in_characters
-from ftbuild_rules.tokens._words import Words, byte_lengths, find_words
+from ftbuild_rules.tokens._words import Words, byte_lengths, is_of_words, words_of
 
+_BACKEND, _ABOUT = "tokenizer.json", "about.json"
 CHECKED_EVERY = 64
 """One text in so many is encoded by the tokenizer too."""
 
@@ -136,8 +138,19 @@ def load_encoder(directory: Path, label: str) -> Encoder:
     Raises:
         RuleError: there is none, or none that gives offsets.
     """
-    import numpy
-    from tokenizers import Tokenizer
+    with tempfile.TemporaryDirectory() as settled:
+        settle(directory, label, Path(settled))
+        return open_encoder(Path(settled))
+
+
+def settle(directory: Path, label: str, out: Path) -> None:
+    """Write down what Transformers makes of a model directory's tokenizer.
+
+    It takes Transformers seconds to be imported and to find that out; to read it takes none.
+
+    Raises:
+        RuleError: there is no tokenizer, or none that gives offsets.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -160,22 +173,42 @@ def load_encoder(directory: Path, label: str) -> Encoder:
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    plain = Tokenizer.from_str(backend.to_str())
-    plain.post_processor = None
-    text = plain.to_str()
-    sizes = byte_lengths(json.loads(text))
+    text = backend.to_str()
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     special |= {token for token in (tokenizer.eos_token,) if token}
     templates = tokenizer.chat_template or {}
+    about = {
+        "templates": {"default": templates} if isinstance(templates, str) else templates,
+        "variables": dict(tokenizer.special_tokens_map),
+        "enders": sorted(special, key=lambda token: (-len(token), token)),
+        "bos_id": tokenizer.bos_token_id,
+        "eos_id": tokenizer.eos_token_id,
+        "is_of_words": is_of_words(text),
+    }
+    (out / _BACKEND).write_text(text, "utf-8")
+    (out / _ABOUT).write_text(json.dumps(about, ensure_ascii=False), "utf-8")
+
+
+def open_encoder(settled: Path) -> Encoder:
+    """Return the tokenizer that `settle` wrote down."""
+    import numpy
+    from tokenizers import Tokenizer
+
+    text = (settled / _BACKEND).read_text("utf-8")
+    about = json.loads((settled / _ABOUT).read_text("utf-8"))
+    described = json.loads(text)
+    plain = Tokenizer.from_str(text)
+    plain.post_processor = None
+    sizes = byte_lengths(described)
     return Encoder(
-        backend=backend,
+        backend=Tokenizer.from_str(text),
         plain=plain,
-        templates={"default": templates} if isinstance(templates, str) else templates,
-        variables=dict(tokenizer.special_tokens_map),
-        enders=tuple(sorted(special, key=lambda token: (-len(token), token))),
-        bos_id=tokenizer.bos_token_id,
-        eos_id=tokenizer.eos_token_id,
-        words=find_words(text),
+        templates=about["templates"],
+        variables=about["variables"],
+        enders=tuple(about["enders"]),
+        bos_id=about["bos_id"],
+        eos_id=about["eos_id"],
+        words=words_of(described, plain) if about["is_of_words"] else None,
         sizes=None if sizes is None else numpy.array(sizes, numpy.int64),
     )
 

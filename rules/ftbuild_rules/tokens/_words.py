@@ -97,24 +97,37 @@ def _added_ids(added: Mapping[str, int]) -> dict[str, bytes]:
     return {token: _as_bytes(iter([number])) for token, number in added.items()}
 
 
-@functools.lru_cache(maxsize=4)
-def find_words(text: str) -> Words | None:
-    """Return the words of a tokenizer, None where it is not one of words or not certainly so.
+@functools.lru_cache(maxsize=16)
+def is_of_words(text: str) -> bool:
+    """Say whether the ids of a tokenizer, given as its tokenizer.json, are made word by word.
 
-    `text` is its tokenizer.json, without a post-processor.
+    It is not enough that its settings say so: probes must have the tokenizer's own ids.
     """
     from tokenizers import Tokenizer
 
-    described, tokenizer = json.loads(text), Tokenizer.from_str(text)
+    described = json.loads(text)
+    if _pattern(described, _ascii()) is None:
+        return False
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.post_processor = None
+    return _agrees(words_of(described, tokenizer), tokenizer, _added(described))
+
+
+def words_of(described: Mapping[str, Any], tokenizer: Any) -> Words:
+    """Return the words of a tokenizer that is made of them; `described` is its tokenizer.json."""
     narrow, wide = (_pattern(described, characters) for characters in (_ascii(), _characters()))
-    if narrow is None or wide is None:
-        return None
-    added = {token["content"]: token["id"] for token in described["added_tokens"]}
-    longest_first = sorted(added, key=lambda token: (-len(token), token))
-    parts = f"({'|'.join(map(re.escape, longest_first))})" if added else "(?!)()"
-    ids = _Ids(tokenizer.model, added)
-    words = Words(_finder(narrow), _finder(wide), re.compile(parts).split, ids)
-    return words if _agrees(words, tokenizer, longest_first) else None
+    assert narrow is not None
+    assert wide is not None
+    added = _added(described)
+    parts = f"({'|'.join(map(re.escape, added))})" if added else "(?!)()"
+    ids = _Ids(tokenizer.model, {t["content"]: t["id"] for t in described["added_tokens"]})
+    return Words(_finder(narrow), _finder(wide), re.compile(parts).split, ids)
+
+
+def _added(described: Mapping[str, Any]) -> list[str]:
+    """Return the added tokens, the longest first, as the tokenizer looks for them."""
+    found = {token["content"] for token in described["added_tokens"]}
+    return sorted(found, key=lambda token: (-len(token), token))
 
 
 def _finder(pattern: str) -> Callable[[str], list[str]]:

@@ -10,6 +10,7 @@ of each form become is the table in `_forms.py`.
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,7 +41,7 @@ from ftbuild_rules.data._arrow import (
 from ftbuild_rules.templates import _defaults
 from ftbuild_rules.templates._limits import LimitedRenderer
 from ftbuild_rules.templates._turns import BrokenTemplateError
-from ftbuild_rules.tokens._encoder import Encoder, load_encoder
+from ftbuild_rules.tokens._encoder import Encoder, open_encoder, settle
 from ftbuild_rules.tokens._findings import Allowable, ShardFindings, check_findings
 from ftbuild_rules.tokens._forms import FORMS, MASKS, STEPS
 from ftbuild_rules.tokens._masks import EndOfTurn, MaskPolicy
@@ -179,7 +180,6 @@ def _set_names(params: TokensParams, names: Iterable[str]) -> list[str]:
     preload=(
         "pyarrow",
         "tokenizers",
-        "transformers.models.auto.tokenization_auto",
         "transformers.utils.chat_template_utils",
     ),
     check=check,
@@ -188,7 +188,10 @@ def _set_names(params: TokensParams, names: Iterable[str]) -> list[str]:
 def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
     """Tokenize a dataset with a model's tokenizer and chat template, and mask it exactly."""
     index = json.loads((inputs.dataset.path / "dataset.json").read_bytes())
-    encoder = load_encoder(inputs.model.path, inputs.model.label or "model")
+    settled = ctx.once(
+        partial(settle, inputs.model.path, inputs.model.label or "model"), "tokenizer", of="dataset"
+    )
+    encoder = open_encoder(settled)
     label = inputs.dataset.label or "dataset"
     _check_form(index["form"], params, label)
     encoder = with_eot_tokens(encoder, params.eot_tokens, inputs.model.label or "model")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ftbuild.errors import RuleError
 from ftbuild_rules.tokens._encoder import load_encoder
-from ftbuild_rules.tokens._words import Words, byte_lengths, find_words
+from ftbuild_rules.tokens._words import Words, byte_lengths, is_of_words, words_of
 from tiny_models import make_tokenizer
 
 LLAMA3 = (
@@ -62,9 +62,8 @@ KINDS: dict[str, Callable[[Any], Any]] = {
 @cache
 def made(kind: str) -> tuple[Any, Words]:
     tokenizer = trained(KINDS[kind], normalizer="NFC" if kind == "qwen2" else None)
-    words = find_words(tokenizer.to_str())
-    assert words is not None
-    return tokenizer, words
+    assert is_of_words(tokenizer.to_str())
+    return tokenizer, words_of(json.loads(tokenizer.to_str()), tokenizer)
 
 
 def trained(make: Callable[[Any], Any], *, normalizer: str | None = None, **flags: bool) -> Any:
@@ -135,10 +134,10 @@ def test_tokenizers_that_are_not_of_words_are_left_alone() -> None:
     def metaspace(pre: Any) -> Any:
         return pre.Metaspace()
 
-    assert find_words(trained(spaced).to_str()) is None
-    assert find_words(trained(metaspace).to_str()) is None
-    assert find_words(trained(KINDS["gpt2"], rstrip=True).to_str()) is None
-    assert find_words(trained(splits(r"\w+|\W+")).to_str()) is None
+    assert not is_of_words(trained(spaced).to_str())
+    assert not is_of_words(trained(metaspace).to_str())
+    assert not is_of_words(trained(KINDS["gpt2"], rstrip=True).to_str())
+    assert not is_of_words(trained(splits(r"\w+|\W+")).to_str())
 
 
 def test_other_ids_than_the_tokenizers_are_an_error(tmp_path: Path) -> None:
