@@ -254,6 +254,16 @@ class Context(Protocol):
         processes forked from this one; each is kept as soon as it is done.
         """
 
+    def once(self, function: Callable[[Path], Any], name: str, *, of: str) -> Path:
+        """Run `function(out)` if no earlier build has; return the read-only directory it wrote.
+
+        `name` tells it from others of the rule. It may read whatever the action may but the input
+        `of`, and all that stands in its key, as in that of a fragment.
+        """
+
+    def digest(self, source: Path) -> Digest:
+        """Return the digest of a file of a fragment or of an input; read only if not known."""
+
     def link(self, source: Path, name: str) -> None:
         """Put `source`, a file of a fragment or of an input, at `out / name` without a copy."""
 
