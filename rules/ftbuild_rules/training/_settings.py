@@ -15,7 +15,7 @@ from ftbuild.api import (
 )
 from ftbuild_rules.training._lora import Lora
 
-PINS = ("torch", "transformers", "peft", "trl", "accelerate")
+PINS = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 PRELOAD = ("torch", "transformers", "peft", "trl")
 
 

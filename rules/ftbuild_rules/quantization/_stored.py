@@ -1,0 +1,3 @@
+"""What a quantized model's files hold."""
+
+QUANTIZATION_NAME = "quantization.json"
