@@ -121,6 +121,7 @@ class Build:
                 "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
             }
 
+        logs = project.folder / "log"
         runner = Runner(
             root=project.root,
             store=project.store,
@@ -129,7 +130,8 @@ class Build:
             workers=Workers(environment, work),
             shell=shell,
             environment=os.environ,
-            logs=project.folder / "log",
+            logs=logs,
+            has_logs=logs.is_dir(),
             statcache=project.folder / "stat.bin",
         )
         jobs = project.options.jobs or project.setting("run", "jobs")

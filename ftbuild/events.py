@@ -51,7 +51,7 @@ class Progress:
     step: int
     steps: int | None
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Such as `loss`, `learning_rate`, `tokens_per_second`."""
+    """Such as `loss`, `learning_rate`, `tokens_per_s`."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """One action, from its document to a record in the store; called in a slot's thread."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,14 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftbuild import __version__
 from ftbuild.action import Action, Output
 from ftbuild.digest import Digest, canonical_json
-from ftbuild.errors import ActionError, Problem, problems_from
+from ftbuild.errors import ActionError, MachineError, Problem, problems_from
 from ftbuild.graph import Edge, RuleFacts
 from ftbuild.history import log_of_failure
 from ftbuild.kinds import KINDS, missing_files
@@ -73,6 +74,12 @@ class Failed(ActionError):
         self.log_tail = tuple(log_tail)
 
 
+class NoRoom(Failed):
+    """An action failed because the disk of the store is full."""
+
+    exit_code = MachineError.exit_code
+
+
 @dataclass(frozen=True)
 class Runner:
     """Runs actions, for one build."""
@@ -87,6 +94,8 @@ class Runner:
     logs: Path
     statcache: Path
     """The file of the stat cache, which workers read too."""
+    has_logs: bool
+    """Whether earlier builds left logs of failures."""
     _desks: threading.local = field(default_factory=threading.local)
     """A desk for each thread."""
     _rules: dict[str, "Rule"] = field(default_factory=dict)
@@ -205,7 +214,8 @@ class _Run:
         }
         record = Record(self.action.key, tree, None, self.action.document, provenance)
         self.runner.store.publish(record)
-        log_of_failure(self.runner.logs, self.action.target.label).unlink(missing_ok=True)
+        if self.runner.has_logs:
+            log_of_failure(self.runner.logs, self.action.target.label).unlink(missing_ok=True)
         if self.action.facts.runs == "worker":
             self.runner.store.drop_scratch(self.action.key)
         fragments = self.result["fragments"]
@@ -224,7 +234,7 @@ class _Run:
             **command.environment,
             "out": str(self.out),
         }
-        return self.runner.workers.run_command(command.argv, environment, self.desk.work, log)
+        return self.runner.workers.run_script(command.script, environment, self.desk.work, log)
 
     def _worker(self, log: int) -> Exit:
         runner, action = self.runner, self.action
@@ -332,6 +342,10 @@ class _Run:
         problems = self.problems or (_died(label, end),)
         with open(self.desk.log, encoding="utf-8", errors="replace") as file:
             tail = file.read().splitlines()[-_TAIL_LINES:]
+        root = str(self.runner.store.root)
+        if disk.is_full(root):
+            full = disk.machine_error(OSError(errno.ENOSPC, ""), root).problems[0]
+            return NoRoom((replace(full, why=problems[0].what),), tail)
         return Failed(problems, tail)
 
 

@@ -76,7 +76,7 @@ def number(value: float) -> str:
     return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
-_SHORT_NAMES = {"learning_rate": "lr", "tokens_per_second": "tok/s"}
+_SHORT_NAMES = {"learning_rate": "lr", "tokens_per_s": "tok/s"}
 
 
 def progress_text(event: Progress, elapsed_s: float) -> str:

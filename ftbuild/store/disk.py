@@ -157,6 +157,19 @@ def remove(path: str) -> None:
         return
 
 
+def is_full(path: str) -> bool:
+    """Say whether the disk of `path` has no room for anything that an action would write."""
+    try:
+        space = os.statvfs(path)
+    except OSError:
+        return False
+    no_inodes = space.f_files > 0 and space.f_favail == 0
+    return no_inodes or space.f_bavail * space.f_frsize < _NOTHING_BYTES
+
+
+_NOTHING_BYTES = 64 << 10
+"""What is left when a write did not fit depends on how large it was; more than this, and
+something else was wrong."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 

@@ -135,7 +135,7 @@ def _check_prompt(name: str, template: str, format_name: str) -> None:
         )
 
 
-@rule(version=3, output=Dataset, pins=("pyarrow",), preload=("pyarrow", "xxhash"), check=check)
+@rule(version=4, output=Dataset, pins=("pyarrow",), preload=("pyarrow", "xxhash"), check=check)
 def dataset(ctx: Context, inputs: DatasetInputs, params: DatasetParams) -> None:
     """Read rows into their normal form, cut into shards by content."""
     rows = _rows(ctx, inputs.source, params)

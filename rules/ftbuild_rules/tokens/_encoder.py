@@ -45,6 +45,21 @@ class Encoder:
         found: int | None = self.plain.token_to_id(token)
         return found
 
+    def opening(self) -> list[int]:
+        """Return the ids that the tokenizer puts before a text: BOS, or none."""
+        ids: list[int] = self.backend.encode("a", add_special_tokens=True).ids
+        bare: list[int] = self.plain.encode("a", add_special_tokens=False).ids
+        return ids[: next(n for n in range(len(ids)) if ids[n : n + len(bare)] == bare)]
+
+    def ender_ids(self) -> frozenset[int]:
+        """Return the ids of the tokens that may end a turn."""
+        found = (self.token_id(token) for token in self.enders)
+        return frozenset(token for token in found if token is not None)
+
+    def size(self) -> int:
+        """Return one more than the highest id."""
+        return 1 + max(self.plain.get_vocab(with_added_tokens=True).values())
+
     def template(self, text: str) -> Template:
         """Return a chat template with this tokenizer's special tokens."""
         return Template(text, self.variables, self.enders)

@@ -151,6 +151,17 @@ def label_turns(
     return Labelled(labels, lacks_eot, has_split_token, omits)
 
 
+def label_spans(ids: Sequence[int], offsets: Offsets, spans: Iterable[Span]) -> Labelled:
+    """Return the labels of a text's tokens of which `spans` are trained on, in their order."""
+    labels = [MASKED] * len(ids)
+    has_split_token = False
+    for span in _joined(spans):
+        tokens = _overlapping(offsets, *span)
+        labels[tokens.start : tokens.stop] = ids[tokens.start : tokens.stop]
+        has_split_token |= _is_split(offsets, span, range(0))
+    return Labelled(labels, lacks_eot=False, has_split_token=has_split_token)
+
+
 def _wants_eot(choice: EndOfTurn, index: int, trained: Sequence[int]) -> bool:
     if choice == "turn":
         return index in trained

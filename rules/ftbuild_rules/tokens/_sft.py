@@ -9,8 +9,19 @@ from ftbuild_rules.templates._turns import InexactError, Rendered, TemplateError
 from ftbuild_rules.tokens._encoder import Encoder
 from ftbuild_rules.tokens._findings import Findings
 from ftbuild_rules.tokens._masks import MASKED, Labelled, MaskPolicy, label_turns
+from ftbuild_rules.tokens._segments import given_rows, segment_rows
 
 Overflow = Literal["error", "drop", "truncate", "split"]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a solution's steps are written and told."""
+
+    separator: str
+    """Follows each step."""
+    last_only: bool
+    """Only the last step has a label."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,7 @@ class Task:
     """None: a row of any length is kept, for packing will cut it."""
     split_tokens: dict[str, int]
     """Special tokens of the template that the tokenizer splits, each with its number of tokens."""
+    steps: Steps
 
 
 @dataclass
@@ -48,8 +60,7 @@ def sft_rows(
     task: Task, rows: Sequence[tuple[int, dict[str, Any]]], tally: Tally
 ) -> Iterator[_Row]:
     """Yield ids and labels of each row that is kept; `rows` are numbered within their shard."""
-    make = _text_rows if task.form == "text" else _message_rows
-    for number, ids, labelled in make(task, rows, tally.findings):
+    for number, ids, labelled in _MAKERS[task.form](task, rows, tally.findings):
         _lint(task, number, ids, labelled, tally.findings)
         pieces = _fit(task, number, (ids, labelled.labels), tally)
         if pieces and not any(_is_trainable(labels) for _, labels in pieces):
@@ -133,6 +144,30 @@ def _message_rows(
     encoded = task.encoder.encode_with_offsets(texts)
     for (number, row, found), (ids, offsets) in zip(rendered, encoded, strict=True):
         yield number, ids, label_turns(ids, offsets, found.turns, row["messages"], task.policy)
+
+
+def _segment_rows(
+    task: Task, rows: Sequence[tuple[int, dict[str, Any]]], findings: Findings
+) -> Iterator[_Numbered]:
+    trains_eot = task.policy.train_on_eot != "none"
+    for number, ids, labelled in segment_rows(task.encoder, rows, trains_eot=trains_eot):
+        if task.train_on_inputs:
+            labelled = Labelled(list(ids), lacks_eot=False, has_split_token=False)
+        yield number, ids, labelled
+
+
+def _given_rows(
+    task: Task, rows: Sequence[tuple[int, dict[str, Any]]], findings: Findings
+) -> Iterator[_Numbered]:
+    return given_rows(task.encoder, rows, findings)
+
+
+_MAKERS = {
+    "text": _text_rows,
+    "messages": _message_rows,
+    "segments": _segment_rows,
+    "tokenized": _given_rows,
+}
 
 
 def _rendered(
