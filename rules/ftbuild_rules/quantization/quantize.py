@@ -29,9 +29,9 @@ from ftbuild_rules.models._files import INDEX_NAME, files_of, weight_files
 from ftbuild_rules.models._safetensors import StoredTensor, TensorSpec, read_tensors
 from ftbuild_rules.models._torch import SAFETENSORS_NAMES, load_tensor
 from ftbuild_rules.quantization import _bitsandbytes
+from ftbuild_rules.quantization._dequantize import QUANTIZATION_NAME
 from ftbuild_rules.quantization._error import LayerError, measure, overall
 from ftbuild_rules.quantization._layers import Layers, empty_model, linear_weights
-from ftbuild_rules.quantization._stored import QUANTIZATION_NAME
 from ftbuild_rules.quantization._tensor_file import TensorFile, header_room
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -117,7 +117,7 @@ def quantize(ctx: Context, inputs: QuantizeInputs, params: QuantizeParams) -> No
         "method": params.method,
         "source": inputs.model.digest,
         "relative_error": error,
-        "layers": {name: found.figures() for name, found in sorted(work.errors.items())},
+        "layers": {name: work.layer(specs[name]) for name in sorted(work.errors)},
     }
     (ctx.out / QUANTIZATION_NAME).write_bytes(canonical_json(about))
     ctx.facts(
@@ -175,6 +175,15 @@ class _Work:
         self._params = params
         self._layers = layers
         self.errors: dict[str, LayerError] = {}
+
+    def layer(self, spec: TensorSpec) -> dict[str, Any]:
+        """Return what is noted of a quantized weight: what it was, and how far it is off."""
+        return {
+            "dtype": SAFETENSORS_NAMES.get(self._params.dtype, spec.dtype),
+            "shape": list(spec.shape),
+            "transposed": self._layers[spec.name],
+            **self.errors[spec.name].figures(),
+        }
 
     def write_file(self, name: str, tensors: tuple[StoredTensor, ...]) -> dict[str, int]:
         """Write one file and return the sizes of its tensors."""

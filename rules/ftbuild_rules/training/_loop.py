@@ -12,8 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ftbuild.api import Adapter, Context, Model, Place, RewardModel, RuleError, Tokens
+from ftbuild.api import (
+    Adapter,
+    Context,
+    Place,
+    RewardModel,
+    RuleError,
+    Tokens,
+)
 from ftbuild_rules.models._files import TEMPLATE_NAME
+from ftbuild_rules.quantization._dequantize import Base
+from ftbuild_rules.quantization._load import load_network
 from ftbuild_rules.training._checkpoints import Checkpoints
 from ftbuild_rules.training._evaluation import (
     best_of,
@@ -23,6 +32,7 @@ from ftbuild_rules.training._evaluation import (
 )
 from ftbuild_rules.training._lora import lora_config, require_base, save_adapter
 from ftbuild_rules.training._model import save_model
+from ftbuild_rules.training._quantized import keep_precision, restore_precision
 from ftbuild_rules.training._settings import TrainingParams
 from ftbuild_rules.training._shards import (
     Form,
@@ -38,7 +48,7 @@ class MethodInputs(Protocol):
     """The inputs of every method; what `adapter` may be differs."""
 
     @property
-    def model(self) -> Model: ...
+    def model(self) -> Base: ...
     @property
     def adapter(self) -> Adapter | RewardModel | None: ...
     @property
@@ -50,7 +60,7 @@ class MethodInputs(Protocol):
 class LoadModel(Protocol):
     """How a method loads its network: what it is, its type, its attention."""
 
-    def __call__(self, model: Model, dtype: Any, attention: str) -> Any: ...
+    def __call__(self, model: Base, dtype: Any, attention: str) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -111,13 +121,11 @@ def make_deterministic(params: Fixed) -> None:
     transformers.set_seed(params.seed)
 
 
-def load_base(model: Model, dtype: Any, attention: str) -> Any:
+def load_base(model: Base, dtype: Any, attention: str) -> Any:
     """Return the causal language model of an artifact; its path is where it came from."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
-        model.path, dtype=dtype, attn_implementation=attention, local_files_only=True
-    )
+    return load_network(AutoModelForCausalLM, model, dtype=dtype, attn_implementation=attention)
 
 
 def load_policy(run: Run, load: LoadModel = load_base) -> Any:
@@ -132,7 +140,9 @@ def load_policy(run: Run, load: LoadModel = load_base) -> Any:
         return model
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, run.inputs.adapter.path, is_trainable=True)
+    policy = PeftModel.from_pretrained(model, run.inputs.adapter.path, is_trainable=True)
+    keep_precision(policy)
+    return policy
 
 
 def trl_arguments(run: Run) -> dict[str, Any]:
@@ -244,6 +254,7 @@ def train(run: Run, trainer: Any) -> None:
     """
     from transformers import PrinterCallback
 
+    restore_precision(trainer.model)
     trainer.remove_callback(PrinterCallback)  # the context is told all that it would print
     trainer.data_collator = _with_rows(trainer.data_collator)
     checkpoints = Checkpoints.of(run.ctx.scratch)

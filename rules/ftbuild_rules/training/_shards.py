@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ftbuild.api import Model, Place, RuleError, Tokens
+from ftbuild.api import Place, RuleError, Tokens
 from ftbuild_rules.models._files import TEMPLATE_NAME
+from ftbuild_rules.quantization._dequantize import Base
 
 Form = Literal["sft", "preference", "unpaired", "stepwise"]
 COLUMNS: dict[Form, tuple[str, ...]] = {
@@ -110,9 +111,7 @@ def read_tokens(tokens: Tokens, form: Form, *, rule: str) -> TokenRows:
     return TokenRows(label, form, table.select([*COLUMNS[form], *packed]), text)
 
 
-def require_fit(
-    rows: TokenRows, model: Model, *, settings: Mapping[str, Any] | None = None
-) -> None:
+def require_fit(rows: TokenRows, model: Base, *, settings: Mapping[str, Any] | None = None) -> None:
     """Refuse rows that `model` cannot be trained on; `settings` are laid over its config.
 
     Raises:
@@ -150,7 +149,7 @@ def template_digest(text: str) -> str:
     return hashlib.sha256(re.sub(marks, "", text).encode()).hexdigest()
 
 
-def has_other_template(rows: TokenRows, model: Model) -> bool:
+def has_other_template(rows: TokenRows, model: Base) -> bool:
     """Say whether the rows were rendered by another chat template than the model's."""
     path = model.path / TEMPLATE_NAME
     if rows.template is None:
@@ -159,7 +158,7 @@ def has_other_template(rows: TokenRows, model: Model) -> bool:
     return template_digest(rows.template) != template_digest(own)
 
 
-def require_template(rows: TokenRows, model: Model) -> None:
+def require_template(rows: TokenRows, model: Base) -> None:
     """Refuse rows that another chat template rendered.
 
     Raises:

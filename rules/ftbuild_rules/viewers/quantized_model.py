@@ -7,7 +7,7 @@ from ftbuild.api import Artifact
 from ftbuild.view import Span, View
 from ftbuild_rules.models._files import files_of, weight_files
 from ftbuild_rules.models._safetensors import StoredTensor, read_tensors
-from ftbuild_rules.quantization._stored import QUANTIZATION_NAME
+from ftbuild_rules.quantization._dequantize import QUANTIZATION_NAME
 from ftbuild_rules.viewers._tensors import (
     Line,
     compare_all,
@@ -50,7 +50,7 @@ def diff(a: Artifact, b: Artifact) -> View:
     return View(data, (*setting_lines({**about, **settings}), *difference_lines(found)))
 
 
-def _error_line(name: str, found: dict[str, float]) -> Line:
+def _error_line(name: str, found: dict[str, Any]) -> Line:
     relative, largest = found["relative_error"], found["largest_difference"]
     return (Span(f"{name}  ", "cyan"), Span(f"off by {relative:.4g}, at most {largest:.4g}"))
 

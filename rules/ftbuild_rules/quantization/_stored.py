@@ -1,3 +1,0 @@
-"""What a quantized model's files hold."""
-
-QUANTIZATION_NAME = "quantization.json"
