@@ -22,6 +22,8 @@ COMMANDS = {
     "inspect": "show an artifact: rows, tokens, tensors, metrics",
     "diff": "compare two artifacts, or two builds of one",
     "lock": "write FTBUILD.lock",
+    "push": "send what is built to the remote store",
+    "pull": "fetch what others have built from the remote store",
     "log": "print the log of a target's last run",
     "path": "print the directory of a target's artifact",
     "init": "start a project in this folder",

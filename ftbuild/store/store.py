@@ -34,7 +34,7 @@ from ftbuild.store.leases import LockFile
 from ftbuild.store.lookup import Lookup
 from ftbuild.store.session import Session
 from ftbuild.store.statcache import StatCache
-from ftbuild.store.trees import Tree
+from ftbuild.store.trees import Entry, Tree
 
 if TYPE_CHECKING:
     from ftbuild.store.gc import Collected
@@ -161,6 +161,42 @@ class Store:
         self._open()[1].add(digest)
         return digest
 
+    @_in_words
+    def receive(self, digest: Digest, blocks: Iterable[bytes]) -> bool:
+        """Make what comes in `blocks` a blob if it has this digest; say whether it has.
+
+        It is durable with the record that is published next.
+        """
+        is_right = self._blobs.receive(digest, blocks)
+        if is_right:
+            self._open()[1].add(digest)
+        return is_right
+
+    def intact_blob(self, entry: Entry) -> Path | None:
+        """Return where the bytes of a file are, verified; None if they are not there."""
+        try:
+            is_intact = self._blobs.is_intact(entry.digest, entry.size)
+        except OSError:
+            return None
+        return self.blob_path(entry.digest) if is_intact else None
+
+    def has_bytes(self, record: Record) -> bool:
+        """Say whether each file of a record is there, by its size."""
+        return self._lookup.has_bytes(record)
+
+    def keep_known(self, record: Record) -> None:
+        """Remember a record whose bytes a remote store has."""
+        self._lookup.keep_known(record, self._fresh())
+
+    def forget_known(self, key: Digest) -> None:
+        """Forget a record that was kept so."""
+        with suppress(OSError):
+            os.unlink(self._layout.known(key))
+
+    def known(self, key: Digest) -> Record | None:
+        """Return a record that was kept so."""
+        return self._lookup.known(key)
+
     def blob_path(self, digest: Digest) -> Path:
         """Return where the blob is, or would be; its bytes are not verified."""
         return Path(self._layout.blob(digest))
@@ -190,7 +226,7 @@ class Store:
         """Say whether an action was done, by the name of its record alone; nothing is read."""
         if self._journal is not None and key in self._journal.known:
             return True
-        return os.path.exists(self._layout.action(key))
+        return os.path.exists(self._layout.action(key)) or os.path.exists(self._layout.known(key))
 
     @_in_words
     def publish(self, record: Record) -> None:

@@ -22,7 +22,7 @@ from store_kit import corrupt_blobs, records_without_bytes
 STRACE = shutil.which("strace")
 CALLS = (
     "openat,write,fsync,syncfs,rename,link,linkat,mkdir,symlink,unlink,utimensat,chmod,fchmod,"
-    "vfork,clone3"
+    "vfork,clone,clone3"
 )
 POINTS = 44
 MANIFEST = """\
