@@ -4,9 +4,10 @@ import itertools
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ from ftbuild.workers import Workers
 
 if TYPE_CHECKING:
     from ftbuild.project import Project
+
+
+_GLANCE_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,10 @@ class Build:
             try:
                 summary = executor.run(wanted)
                 project.store.flush()
+                summary = self._send_the_rest(executor, summary)
             finally:
                 executor.runner.workers.close()
+                project.close_supply()
                 project.save()
         self._on_event(summary)
         labels = {outcome: tuple(found) for outcome, found in self._outcomes.items()}
@@ -90,6 +96,19 @@ class Build:
             saved_s=summary.saved_s,
             exit_code=executor.exit_code,
         )
+
+    def _send_the_rest(self, executor: Executor, summary: events.Summary) -> events.Summary:
+        """Wait until remote stores have what was built, and count that too."""
+        supply = executor.supply
+        if supply is None:
+            return summary
+        began = time.monotonic()
+        if supply.num_waiting:
+            self._on_event(events.Sending(supply.num_waiting))
+        while not supply.drain(_GLANCE_S):
+            executor.raise_if_interrupted()
+        seconds = summary.seconds + time.monotonic() - began
+        return replace(summary, seconds=seconds, sent_bytes=supply.sent_bytes())
 
     def _hear(self, event: events.Event) -> None:
         if isinstance(event, events.Finished):
@@ -138,6 +157,7 @@ class Build:
             self._hear,
             self._keep_going,
             self._force,
+            project.supply(lambda text: self._on_event(events.Warned(None, text))),
         )
 
     def _sandbox(self) -> Sandbox | None:

@@ -6,7 +6,7 @@ with Project.open() as project:
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ftbuild import events, fastpath, lockfile, locking, outputs, signing, usersettings, workspace
 from ftbuild.action import Describer
+from ftbuild.digest import Digest
 from ftbuild.errors import DifferenceError, UsageError
 from ftbuild.graph import Graph, Target
 from ftbuild.history import Built, History, log_of_failure, workspace_folder
@@ -23,18 +24,25 @@ from ftbuild.lockfile import Lock
 from ftbuild.plan import Plan, Planner, State, Verdict
 from ftbuild.sources.resolver import Resolver
 from ftbuild.store.actions import Record
+from ftbuild.store.blobs import MissingBlob
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
+from ftbuild.store.trees import Entry, Tree
 from ftbuild.store.trust import Trust
 
 if TYPE_CHECKING:
     from ftbuild.build import BuildResult
     from ftbuild.doctor import Finding
     from ftbuild.lineage import Step
+    from ftbuild.remote.guard import Tell
+    from ftbuild.remote.service import Supply
     from ftbuild.store.check import Checked
     from ftbuild.store.gc import Collected
+    from ftbuild.transfer import Transfer
     from ftbuild.verification import Limits, OnVerified, Verified
     from ftbuild.view import View
+
+    Begin = Callable[[Transfer], None]
 
 PREVIOUS = "@previous"
 """`diff helper helper@previous`: what a target was before its last build."""
@@ -69,7 +77,9 @@ class Project:
         self.options = options
         self.directory = directory
         self.folder = workspace_folder(root)
-        self._everything = False
+        self.warnings: list[str] = []
+        """What the user should know besides the result of a method."""
+        self._supply: Supply | None = None
 
     @classmethod
     def open(
@@ -173,6 +183,45 @@ class Project:
         own = self.user.cache.get("dir")
         return Path(own).expanduser() if own else usersettings.default_store()
 
+    def supply(self, tell: "Tell") -> "Supply | None":
+        """Return what reaches beyond the store; None if nothing is named, or `--offline` is.
+
+        `tell` gets a line for the user where a remote store does not do what it should.
+
+        Raises:
+            UsageError: E0570, an address is of no known form; E0571, a library is missing.
+        """
+        texts = [] if self.options.offline else self._remotes()
+        if not texts:
+            return None
+        from ftbuild.remote import trust
+        from ftbuild.remote.opening import open_supply
+
+        self.close_supply()
+        reason = trust.why_read_only(os.environ, self.setting("cache", "remote_write"))
+        self._supply = open_supply(
+            self.store,
+            texts,
+            root=self.root,
+            can_write=reason is None,
+            tell=tell,
+            accept=self.store.trust.objection,
+        )
+        return self._supply
+
+    def _remotes(self) -> list[str]:
+        named = os.environ.get("FTBUILD_REMOTE")
+        if named is not None:
+            return named.split()
+        given = self.setting("cache", "remote") or []
+        return [given] if isinstance(given, str) else list(given)
+
+    def close_supply(self) -> None:
+        """Let go of remote stores."""
+        if self._supply is not None:
+            self._supply.close()
+            self._supply = None
+
     @cached_property
     def user(self) -> usersettings.UserSettings:
         """The user's own settings, where neither flags, environment nor project say otherwise."""
@@ -211,12 +260,12 @@ class Project:
     def plan(self, names: Sequence[str] = ()) -> Plan:
         """Return where each of the targets `names` and of those they need stands, and why."""
         wanted = self.resolve(names)
-        return self.planner(self._describer()).make(wanted)
+        return self._planner_with_supply().make(wanted)
 
     def why(self, name: str, *, everything: bool = False) -> Why:
         """Return the chain of causes for which `name` would be rebuilt, down to the rows."""
         wanted = self.resolve([name])
-        plan = self.planner(self._describer()).make(wanted, with_rows=True)
+        plan = self._planner_with_supply().make(wanted, with_rows=True)
         last = set(wanted)
         return Why(
             tuple(
@@ -253,9 +302,53 @@ class Project:
             build.remember(names, wanted)
         return result
 
+    def push(self, names: Sequence[str], tell: "Tell", begin: "Begin") -> "Transfer":
+        """Send what is built of `names` and all they need; `begin` is given the transfer.
+
+        Raises:
+            UsageError: E0572, no remote store is named.
+            MachineError: E0573, E0574, nothing may or can be sent.
+        """
+        wanted = self.resolve(names)
+        plan = self.planner(self._describer()).make(wanted)
+        moving = self._transfer(tell, begin)
+        moving.push(plan)
+        return moving
+
+    def pull(
+        self, names: Sequence[str], tell: "Tell", begin: "Begin", *, everything: bool = False
+    ) -> "Transfer":
+        """Bring the results of `names`, with `everything` of all they need too, into the store.
+
+        Raises:
+            UsageError: E0572, no remote store is named.
+            MachineError: E0574, a remote store cannot be used.
+        """
+        wanted = self.resolve(names)
+        moving = self._transfer(tell, begin)
+        planner = self.planner(self._describer())
+        planner.supply = moving.supply
+        moving.pull(planner.make(wanted), None if everything else wanted)
+        return moving
+
+    def _transfer(self, tell: "Tell", begin: "Begin") -> "Transfer":
+        from ftbuild import transfer
+
+        supply = self.supply(tell)
+        if supply is None:
+            raise transfer.no_remote()
+        moving = transfer.Transfer(self.store, supply, tell)
+        begin(moving)
+        return moving
+
     def planner(self, describer: Describer) -> Planner:
         """Return what takes verdicts for this workspace."""
         return Planner(self.graph, describer, self.store, self.history)
+
+    def _planner_with_supply(self) -> Planner:
+        planner = self.planner(self._describer())
+        planner.supply = self.supply(self.warnings.append)
+        return planner
 
     def save(self) -> None:
         """Write down what was built and what is known of files."""
@@ -515,7 +608,25 @@ class Project:
 
     def check_store(self) -> "Checked":
         """Hash every object of the store; damaged ones are moved away, and mended if possible."""
-        return self.store.check()
+        supply = self.supply(self.warnings.append)
+        if supply is None:
+            return self.store.check()
+        owners: dict[Digest, tuple[Record, Entry]] = {}
+
+        def fetch(digest: Digest) -> bool:
+            if not owners:
+                owners.update(
+                    (e.digest, (r, e)) for r in self.store.records() for e in r.tree.entries
+                )
+            if digest not in owners:
+                return False
+            record, entry = owners[digest]
+            with suppress(MissingBlob):
+                supply.fetch(record, Tree((entry,)))
+                return True
+            return False
+
+        return self.store.check(fetch)
 
     def lineage(self, name: str) -> "list[Step]":
         """Return all steps from the sources to the artifact of `name`, which comes last.
@@ -535,7 +646,8 @@ class Project:
         return doctor.examine(self)
 
     def close(self) -> None:
-        """Let go of the store, and keep what was learned about files."""
+        """Let go of the stores, and keep what was learned about files."""
+        self.close_supply()
         if "store" in self.__dict__:
             try:
                 self.store.close()

@@ -21,7 +21,7 @@ from ftbuild.digest import Digest, canonical_json
 from ftbuild.errors import ActionError, MachineError, Problem, problems_from
 from ftbuild.graph import Edge, RuleFacts
 from ftbuild.history import log_of_failure
-from ftbuild.kinds import KINDS, missing_files
+from ftbuild.kinds import KINDS_BY_NAME, missing_files
 from ftbuild.lockfile import Lock, check_environment
 from ftbuild.redaction import Redactor, of_environment
 from ftbuild.registry import load_rule
@@ -38,7 +38,6 @@ from ftbuild.workers import Exit, Workers
 if TYPE_CHECKING:
     from ftbuild.rule import Rule
 
-_KINDS = {kind.kind: kind for kind in KINDS}
 Ready = Mapping[tuple[str, str | None], tuple[Output, Tree, Path]]
 """The inputs of an action, laid out, by target and part."""
 
@@ -347,7 +346,7 @@ class _Run:
         for name, found in self.action.sources.items():
             if isinstance(found, dict):
                 table = {k: self._plain_source(v, f"{name}/{k}") for k, v in found.items()}
-                is_list = "list" in self.action.target.sources[name]
+                is_list = "table" not in self.action.target.sources[name]
                 plain[name] = {"list": [*table.values()]} if is_list else {"table": table}
             else:
                 plain[name] = self._plain_source(found, name)
@@ -380,7 +379,7 @@ class _Run:
     def _ingest(self) -> Tree:
         tree = self.runner.store.put_tree(self.out, adopted=self.result["adopted"])
         target = self.action.target
-        missing = missing_files(_KINDS[target.kind], [e.path for e in tree.entries])
+        missing = missing_files(KINDS_BY_NAME[target.kind], [e.path for e in tree.entries])
         if missing:
             raise ActionError(
                 f"`{target.label}` ran, but its output has no {' and no '.join(missing)}",

@@ -76,6 +76,25 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     },
     "cache": {
         "dir": _text("~/.cache/ftbuild", "The store's directory."),
+        "remote": Setting(
+            "an address or a list of addresses",
+            lambda v: _is_text(v) or _are_texts(v),
+            '"https://cache.example.org/ftbuild"',
+            "Remote stores, asked in this order: https://, s3://, gs://, az:// or a folder.",
+            {
+                "oneOf": [
+                    {"type": "string", "minLength": 1},
+                    {"type": "array", "items": {"type": "string", "minLength": 1}},
+                ]
+            },
+        ),
+        "remote_write": Setting(
+            "true or false",
+            lambda v: isinstance(v, bool),
+            "false",
+            "Whether results are sent to the remote stores; never from a job for a fork.",
+            {"type": "boolean"},
+        ),
         "max_size": Setting(
             "a size",
             lambda v: isinstance(v, str) and parse_size(v) is not None,

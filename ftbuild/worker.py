@@ -22,15 +22,13 @@ from ftbuild import keys
 from ftbuild.digest import Digest
 from ftbuild.errors import FtbuildError, Problem, RuleError
 from ftbuild.graph import RuleFacts
-from ftbuild.kinds import KINDS, Artifact
+from ftbuild.kinds import KINDS_BY_NAME, Artifact
 from ftbuild.registry import load_rule
 from ftbuild.rule import Fragment, Function, Piece, Rule, Source, SourceFile, Variable
 from ftbuild.store.actions import Record
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
 from ftbuild.store.trust import Trust
-
-_KINDS = {kind.kind: kind for kind in KINDS}
 
 
 def run(document: dict[str, Any], events: IO[str]) -> int:
@@ -76,7 +74,7 @@ def _input(plain: Any) -> Any:
         return tuple(_input(value) for value in plain["list"])
     if "artifact" in plain:
         kind, path, digest, label = plain["artifact"]
-        return _KINDS[kind](Path(path), Digest(digest), label)
+        return KINDS_BY_NAME[kind](Path(path), Digest(digest), label)
     if "source" in plain:
         files = tuple(
             SourceFile(Path(path), relative, Digest(digest), name)
@@ -258,7 +256,7 @@ def _run_piece(
 def artifact_from(plain: list[str]) -> Artifact:
     """Return an artifact from its plain form: kind, path, digest, label."""
     kind, path, digest, label = plain
-    return _KINDS[kind](Path(path), Digest(digest), label)
+    return KINDS_BY_NAME[kind](Path(path), Digest(digest), label)
 
 
 def main() -> int:

@@ -23,6 +23,7 @@ LAYERS = """
 __version__ redaction errors digest labels units docstrings signing
 kinds view rule wording rows
 store.*
+remote.*
 api testing
 root spans declaration settings tomlfile packages overlay matrix manifest
 nodes rulesource rulefile registry
@@ -34,7 +35,7 @@ events slots
 guard sandbox worker warm workers
 run
 executor
-outputs workspace viewing fastpath
+outputs workspace viewing fastpath transfer
 build verification selection lineage project doctor
 ftbuild
 cli.* __main__
@@ -45,6 +46,7 @@ ON_REQUEST = {
     ("ftbuild.sources.hub", "huggingface_hub"),
     ("ftbuild.sources.sql", "sqlalchemy"),
     ("ftbuild.sources.bucket", "fsspec"),
+    ("ftbuild.remote.bucket", "obstore"),
     ("ftbuild.signing", "cryptography"),
 }
 

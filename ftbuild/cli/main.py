@@ -23,6 +23,8 @@ COMMANDS = {
     "diff": "compare two artifacts, or two builds of one",
     "verify": "run actions again in a clean place and compare bit for bit",
     "lock": "write FTBUILD.lock",
+    "push": "send what is built to the remote store",
+    "pull": "fetch what others have built from the remote store",
     "keys": "make the key pair with which records are signed",
     "log": "print the log of a target's last run",
     "provenance": "tell what an artifact follows from, down to its sources",

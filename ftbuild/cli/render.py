@@ -157,7 +157,11 @@ def summary_line(event: Summary) -> Line:
     for word, count, style in counts:
         if count or word == "built":
             line += [Span(", " if line else ""), Span(f"{word} {count}", style)]
+            if word == "fetched" and event.fetched_bytes:
+                line.append(Span(f" ({size(event.fetched_bytes)})"))
     line.append(Span(f" in {duration(event.seconds)}"))
     if event.saved_s >= 1:
         line.append(Span(f"; saved {duration(event.saved_s)}"))
+    if event.sent_bytes:
+        line.append(Span(f"; sent {size(event.sent_bytes)}"))
     return tuple(line)

@@ -79,7 +79,7 @@ def addresses_of(target: Target) -> list[str]:
 def _specs(target: Target) -> Iterator[tuple[str, Any]]:
     """Yield field and spec of each source that is no function."""
     for name, shape in target.sources.items():
-        if "function" not in shape:
+        if shape.keys().isdisjoint(("function", "functions")):
             [given] = shape.values()
             yield name, list(given.values()) if "table" in shape else given
 
@@ -118,6 +118,12 @@ class Resolver:
                 continue
             if "function" in shape:
                 found[name] = self.function(shape["function"], target.package)
+                continue
+            if "functions" in shape:
+                found[name] = {
+                    place: self.function(spec, target.package)
+                    for place, spec in _numbered(shape["functions"]).items()
+                }
                 continue
             several = shape["table"] if "table" in shape else _numbered(shape["list"])
             found[name] = {

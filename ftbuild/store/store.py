@@ -13,7 +13,7 @@ appear whole or not at all. A record appears after its bytes. What is read is ve
 
 import os
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from functools import wraps
 from pathlib import Path
@@ -34,7 +34,7 @@ from ftbuild.store.leases import LockFile
 from ftbuild.store.lookup import Lookup
 from ftbuild.store.session import Session
 from ftbuild.store.statcache import StatCache
-from ftbuild.store.trees import Tree
+from ftbuild.store.trees import Entry, Tree
 from ftbuild.store.trust import Trust
 
 if TYPE_CHECKING:
@@ -168,6 +168,43 @@ class Store:
         self._open()[1].add(digest)
         return digest
 
+    @_in_words
+    def receive(self, digest: Digest, blocks: Iterable[bytes]) -> bool:
+        """Make what comes in `blocks` a blob if it has this digest; say whether it has.
+
+        It is durable with the record that is published next.
+        """
+        is_right = self._blobs.receive(digest, blocks)
+        if is_right:
+            self._open()[1].add(digest)
+        return is_right
+
+    def intact_blob(self, entry: Entry) -> Path | None:
+        """Return where the bytes of a file are, verified; None if they are not there."""
+        try:
+            is_intact = self._blobs.is_intact(entry.digest, entry.size)
+        except OSError:
+            return None
+        return self.blob_path(entry.digest) if is_intact else None
+
+    def has_bytes(self, record: Record) -> bool:
+        """Say whether each file of a record is there, by its size."""
+        return self._lookup.has_bytes(record)
+
+    def keep_known(self, record: Record) -> None:
+        """Remember a record whose bytes a remote store has."""
+        self._lookup.keep_known(record, self._fresh())
+
+    def forget_known(self, key: Digest) -> None:
+        """Forget a record that was kept so."""
+        with suppress(OSError):
+            os.unlink(self._layout.known(key))
+
+    def known(self, key: Digest) -> Record | None:
+        """Return a record that was kept so, if it is trusted."""
+        record = self._lookup.known(key)
+        return record if record is not None and self.trust.objection(record) is None else None
+
     def blob_path(self, digest: Digest) -> Path:
         """Return where the blob is, or would be; its bytes are not verified."""
         return Path(self._layout.blob(digest))
@@ -213,10 +250,10 @@ class Store:
         Where signatures are required the record is read.
         """
         if self.trust.is_required:
-            return self.find(key) is not None
+            return self.find(key) is not None or self.known(key) is not None
         if self._journal is not None and key in self._journal.known:
             return True
-        return os.path.exists(self._layout.action(key))
+        return os.path.exists(self._layout.action(key)) or os.path.exists(self._layout.known(key))
 
     @_in_words
     def publish(self, record: Record) -> None:
@@ -323,6 +360,12 @@ class Store:
 
         self.flush()
         return Checker(self._layout, self._blobs, self.trust, fetch).run()
+
+    def records(self) -> Iterator[Record]:
+        """Yield every whole record, whoever made it."""
+        from ftbuild.store.check import records
+
+        return records(self._layout)
 
     def _exclude(self, wait_s: float) -> int:
         if self._shared is not None:

@@ -27,8 +27,8 @@ from ftbuild.cli.main import COMMANDS
             "  fix: `ftbuild --help` lists the commands\n",
         ),
         (
-            ["publish"],
-            "error[E0001]: there is no command `publish`\n"
+            ["sync"],
+            "error[E0001]: there is no command `sync`\n"
             "  fix: `ftbuild --help` lists the commands\n",
         ),
         (

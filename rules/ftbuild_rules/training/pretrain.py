@@ -9,6 +9,7 @@ from typing import Any
 
 from ftbuild.api import AttributeProblem, Context, Field, Model, RuleError, rule
 from ftbuild_rules.training import _loop, _settings
+from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._packing import train_documents
 from ftbuild_rules.training._settings import (
     PINS,
@@ -69,6 +70,8 @@ def pretrain(ctx: Context, inputs: PretrainInputs, params: PretrainParams) -> No
     With `lora` a new adapter, with `adapter` that one further, with neither all weights.
     """
     run = _loop.prepare(ctx, inputs, params, form="sft", rule="pretrain", settings=params.config)
+    if done_in_processes(run, "pretrain"):
+        return
     _loop.make_deterministic(params)
     load = _loop.load_base if params.config is None else _random(params.config)
     model = train_documents(run, _loop.load_policy(run, load))
