@@ -67,7 +67,7 @@ class RemoteLayer:
                 return None
             self._found[key] = parse(data, key)
         except RemoteError as error:
-            self.guard.warn("trouble", f"does not answer as it should ({error.what})")
+            self.guard.warn(f"does not answer as it should ({error.what})")
             return None
         except Gone as error:
             self.guard.blame(error.what)
@@ -86,7 +86,7 @@ class RemoteLayer:
             places = self._places(found, entries)
             self._receive(places, store, came)
         except RemoteError as error:
-            self.guard.warn("trouble", f"does not answer as it should ({error.what})")
+            self.guard.warn(f"does not answer as it should ({error.what})")
             self.distrusted.add(record.key)
         except Gone as error:
             self.guard.blame(error.what)

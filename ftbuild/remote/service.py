@@ -175,10 +175,10 @@ class Supply:
             sent = sender.send(record, is_thorough=False)
         except RemoteError as error:
             if guard.can_write and guard.is_open:
-                guard.warn("sending", f"did not take a result ({error.what})")
+                guard.warn(f"did not take a result ({error.what})")
             return
         except Exception as error:  # whatever it is, the build is done and right
-            guard.warn("sending", f"did not get a result ({type(error).__name__})")
+            guard.warn(f"did not get a result ({type(error).__name__})")
             return
         if sent.outcome is Outcome.DIFFERENT:
             self._tell(different(label, guard.name, sent.differing))

@@ -159,6 +159,10 @@ class Web:
     def _trouble(self, error: Exception) -> RemoteError:
         if isinstance(error, http.client.IncompleteRead):
             return RemoteError("an answer was cut short", is_temporary=True)
+        if isinstance(error, http.client.RemoteDisconnected):
+            return RemoteError("it closes the connection without an answer", is_temporary=True)
+        if isinstance(error, http.client.BadStatusLine):
+            return RemoteError("it does not speak HTTP", is_temporary=True)
         if isinstance(error, TimeoutError):
             return RemoteError("it does not answer in time", is_down=True)
         if isinstance(error, ssl.SSLError):
@@ -228,6 +232,8 @@ class _Timed:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._readers = 0
+        self._is_closed = False
 
     def sendall(self, data: Any) -> None:
         """Send all of it within the time of one silence."""
@@ -236,7 +242,13 @@ class _Timed:
 
     def makefile(self, mode: str) -> io.BufferedReader:
         """Return what one answer is read from."""
-        return io.BufferedReader(_Reader(self._sock), 64 << 10)
+        self._readers += 1
+        return io.BufferedReader(_Reader(self._sock, self._reader_closed), 64 << 10)
+
+    def _reader_closed(self) -> None:
+        self._readers -= 1
+        if self._is_closed and not self._readers:
+            self._sock.close()
 
     def shutdown(self) -> None:
         """End what another thread is waiting for."""
@@ -244,17 +256,26 @@ class _Timed:
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the socket."""
-        self._sock.close()
+        """Close the socket, but not under an answer that is still being read."""
+        self._is_closed = True
+        if not self._readers:
+            self._sock.close()
 
 
 class _Reader(io.RawIOBase):
     """Reads one answer, which must begin within `STALL_S` and then bring `MIN_BYTES_PER_S`."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, on_close: Callable[[], None]) -> None:
         self._sock = sock
+        self._on_close = on_close
         self._began = time.monotonic()
         self._got = 0
+
+    def close(self) -> None:
+        """Say that the answer is read."""
+        if not self.closed:
+            super().close()
+            self._on_close()
 
     def readable(self) -> bool:
         """Say that it can be read."""

@@ -103,7 +103,7 @@ def test_without_verifying_a_flipped_bit_would_get_through(
 
     def trusting_large(path: str, blocks: object) -> object:
         data = b"".join(blocks)  # type: ignore[call-overload]
-        return trusting(path, [data]) if len(data) > 1_400_000 else real(path, [data])
+        return trusting(path, [data]) if len(data) > 1_100_000 else real(path, [data])
 
     monkeypatch.setattr(disk, "write_and_hash", trusting_large)
     b.make("big")

@@ -14,7 +14,17 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from ftbuild.api import Adapter, Context, Inputs, Model, Params, RuleError, canonical_json, rule
+from ftbuild.api import (
+    Adapter,
+    Context,
+    Inputs,
+    Model,
+    Params,
+    QuantizedModel,
+    RuleError,
+    canonical_json,
+    rule,
+)
 from ftbuild_rules.models._adapter_delta import Deltas, apply_delta, read_deltas, require_places
 from ftbuild_rules.models._files import INDEX_NAME, TEMPLATE_NAME, files_of, weight_files
 from ftbuild_rules.models._logits import compare_logits
@@ -25,6 +35,7 @@ from ftbuild_rules.models._safetensors import (
     write_tensors,
 )
 from ftbuild_rules.models._torch import tensor_bytes
+from ftbuild_rules.quantization._dequantize import in_full
 from ftbuild_rules.training._lora import require_base
 
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
@@ -37,8 +48,9 @@ _ROUNDING = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-20, "F64": 2.0**-20}
 class MergeInputs(Inputs):
     """A pair that belongs together."""
 
-    model: Model
-    """The base model."""
+    model: Model | QuantizedModel
+    """The base model. For an adapter of a quantized one either that, and the result is what was
+    trained, or the model in full precision that it was made from."""
     adapter: Adapter
     """Trained on `model`: it carries the digest of its base."""
 
@@ -59,7 +71,8 @@ class MergeParams(Params):
 )
 def merge(ctx: Context, inputs: MergeInputs, params: MergeParams) -> None:
     """Fold an adapter into its base model, tensor by tensor, in the base's own type."""
-    require_base(inputs.adapter, inputs.model)
+    require_base(inputs.adapter, inputs.model, or_its_source=True)
+    inputs = inputs.model_copy(update={"model": in_full(inputs.model, ctx.scratch / "base")})
     deltas = read_deltas(inputs.adapter)
     import torch
 
@@ -171,6 +184,7 @@ def _check_logits(
     Raises:
         RuleError: E0932: further than rounding explains.
     """
+    assert isinstance(inputs.model, Model)  # `in_full` has seen to it
     found = compare_logits(inputs.model, inputs.adapter, ctx.out)
     layers = next(config[name] for name in ("num_hidden_layers", "n_layer") if name in config)
     bound = logit_bound({spec.dtype for spec in specs}, int(layers))

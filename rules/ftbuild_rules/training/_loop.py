@@ -12,8 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ftbuild.api import Adapter, Context, Model, Place, RewardModel, RuleError, Tokens
+from ftbuild.api import (
+    Adapter,
+    Context,
+    Place,
+    RewardModel,
+    RuleError,
+    Tokens,
+)
 from ftbuild_rules.models._files import TEMPLATE_NAME
+from ftbuild_rules.quantization._dequantize import Base
+from ftbuild_rules.quantization._load import load_network
 from ftbuild_rules.training._checkpoints import Checkpoints
 from ftbuild_rules.training._evaluation import (
     best_of,
@@ -32,6 +41,7 @@ from ftbuild_rules.training._lora import (
     save_adapter,
 )
 from ftbuild_rules.training._model import save_model
+from ftbuild_rules.training._quantized import keep_precision, restore_precision
 from ftbuild_rules.training._settings import TrainingParams
 from ftbuild_rules.training._sharding import (
     confirmation,
@@ -44,10 +54,12 @@ from ftbuild_rules.training._sharding import (
 from ftbuild_rules.training._shards import (
     Form,
     TokenRows,
-    has_other_template,
+    own_template,
     read_tokens,
     require_fit,
+    require_one_template,
     require_template,
+    template_digest,
 )
 from ftbuild_rules.training._targets import require_targets
 
@@ -56,7 +68,7 @@ class MethodInputs(Protocol):
     """The inputs of every method; what `adapter` may be differs."""
 
     @property
-    def model(self) -> Model: ...
+    def model(self) -> Base: ...
     @property
     def adapter(self) -> Adapter | RewardModel | None: ...
     @property
@@ -68,7 +80,7 @@ class MethodInputs(Protocol):
 class LoadModel(Protocol):
     """How a method loads its network: what it is, its type, its attention."""
 
-    def __call__(self, model: Model, dtype: Any, attention: str) -> Any: ...
+    def __call__(self, model: Base, dtype: Any, attention: str) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,8 @@ def prepare(
     for each in rows:
         require_fit(each, inputs.model, settings=settings, room=room)
         if not params.other_template:
-            require_template(each, inputs.model)
+            require_template(each, inputs.model, inputs.adapter)
+    require_one_template(rows)
     token_rows = None if params.lora is None else require_targets(params.lora, inputs.model)
     return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None, token_rows)
 
@@ -136,13 +149,11 @@ def make_deterministic(params: Fixed) -> None:
     transformers.set_seed(params.seed)
 
 
-def load_base(model: Model, dtype: Any, attention: str) -> Any:
+def load_base(model: Base, dtype: Any, attention: str) -> Any:
     """Return the causal language model of an artifact; its path is where it came from."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
-        model.path, dtype=dtype, attn_implementation=attention, local_files_only=True
-    )
+    return load_network(AutoModelForCausalLM, model, dtype=dtype, attn_implementation=attention)
 
 
 def load_policy(run: Run, load: LoadModel = load_base) -> Any:
@@ -160,7 +171,9 @@ def load_policy(run: Run, load: LoadModel = load_base) -> Any:
         return model
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, run.inputs.adapter.path, is_trainable=True)
+    policy = PeftModel.from_pretrained(model, run.inputs.adapter.path, is_trainable=True)
+    keep_precision(policy)
+    return policy
 
 
 def trl_arguments(run: Run) -> dict[str, Any]:
@@ -300,6 +313,7 @@ def train(run: Run, trainer: Any, *, every: int = 1) -> None:
     remember_start(trainer.model)
     fill_reference(trainer.model)
     expose_bias(trainer.model)
+    restore_precision(trainer.model)
     trainer.remove_callback(PrinterCallback)  # the context is told all that it would print
     trainer.data_collator = _with_rows(trainer.data_collator)
     checkpoints = Checkpoints.of(run.ctx.scratch)
@@ -441,5 +455,7 @@ def save(run: Run, model: Any, *, settings: Mapping[str, Any] | None = None) -> 
         save_adapter(model, out, base=run.inputs.model, trained=trained)
     else:
         save_model(model, out, base=run.inputs.model, settings=settings, trained=trained)
-    if run.data.template is not None and has_other_template(run.data, run.inputs.model):
-        (out / TEMPLATE_NAME).write_text(run.data.template, encoding="utf-8")
+    adapter = run.inputs.adapter
+    carried = run.data.template or ("" if adapter is None else own_template(adapter))
+    if carried and template_digest(carried) != template_digest(own_template(run.inputs.model)):
+        (out / TEMPLATE_NAME).write_text(carried, encoding="utf-8")

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ftbuild.api import Adapter, Artifact, AttributeProblem, File, Model, Place, RuleError, Tokens
+from ftbuild.api import Adapter, Artifact, AttributeProblem, File, Place, RuleError, Tokens
 from ftbuild_rules.data._arrow import read_table, shard_paths
+from ftbuild_rules.quantization._dequantize import Base
 from ftbuild_rules.training import _settings
 from ftbuild_rules.training._lora import CONFIG_NAME, MOVES_BASE, Lora
 from ftbuild_rules.training._settings import TrainingInputs, TrainingParams
@@ -46,7 +47,7 @@ class Reference:
     @classmethod
     def of(
         cls,
-        inputs: tuple[Model, Artifact | None, Tokens],
+        inputs: tuple[Base, Artifact | None, Tokens],
         *,
         dtype: str,
         kl: dict[str, int] | None = None,
