@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.fault_report import report
 from ftbuild.remote import guard, web
 from remote.checkout import Checkout, checkout
 from remote_kit import NGINX, Handler, free_port, nginx, serve
@@ -185,9 +186,9 @@ def test_lie_is_a_miss_and_one_warning(
     assert state.fired > 0
     [warning] = b.warnings()
     assert warning.startswith(f"the remote `{url}` ")
-    print(f"{of} {name}: fired {state.fired} times; {warning}")
     assert state.other_hits == 0
     assert_right(b, a)
+    report("31", "a server that lies", fired=state.fired, bad=0)
     assert {p for p, d in state.objects.items() if honest.get(p) != d} <= {
         path
         for path in honest
@@ -239,6 +240,7 @@ def test_server_that_takes_nothing_costs_one_warning(
     assert len(b.warnings()) == 1
     assert state.objects == {}
     assert_right(b, a)
+    report("33", "a server that takes nothing", fired=state.fired, bad=0)
 
 
 def test_server_that_loses_what_it_takes_gives_no_record_without_blobs(
@@ -303,6 +305,7 @@ def test_no_server_costs_one_line(
     assert time.monotonic() - began < 10
     assert b.warnings() == [f"the remote `{url}` cannot be used ({why}): going on without it"]
     assert_right(b, a)
+    report("37", "no server", fired=1, bad=0)
 
 
 def test_tls_is_verified(tmp_path: Path, right: tuple[Checkout, dict[str, bytes]]) -> None:
@@ -399,5 +402,7 @@ def test_http_client_alone_would_take_a_cut_body(
     with server(state) as url:
         connection = http.client.HTTPConnection(url.removeprefix("http://"))
         connection.request("GET", path)
-        assert connection.getresponse().read() == state.objects[path][:-1]
+        taken = connection.getresponse().read() == state.objects[path][:-1]
+        report("31", "a server that lies", control_red=taken)
+        assert taken
         connection.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.fault_report import report
 from ftbuild.digest import canonical_json, hash_bytes
 from ftbuild.remote.folder import Folder
 from ftbuild.remote.result import Result
@@ -72,6 +73,7 @@ def test_each_damaged_object_is_a_miss_and_is_mended(tmp_path: Path, harm: Harm)
         assert "built" not in c.make("final", "big").values(), name
         shutil.rmtree(tmp_path / f"b{fired}")
         shutil.rmtree(tmp_path / f"c{fired}")
+    report("36", "a damaged or missing object of a remote", fired=fired, bad=0)
     assert fired == len(names[::step])
     # Of `clean` only the record is needed, so its one blob may be whatever it is.
     assert fired - noticed <= 1
@@ -107,7 +109,9 @@ def test_without_verifying_a_flipped_bit_would_get_through(
 
     monkeypatch.setattr(disk, "write_and_hash", trusting_large)
     b.make("big")
-    assert corrupt_blobs(b.store) != []
+    is_red = corrupt_blobs(b.store) != []
+    report("36", "a damaged or missing object of a remote", control_red=is_red)
+    assert is_red
     assert contents(b.output("big")) != contents(a.output("big"))
 
 
