@@ -96,16 +96,20 @@ def tools(peers: Path, ftbuild: Path | None, *, careful: bool = False) -> dict[s
         Tool("redun", (redun, "--version"), (redun, "run", "workflow.py", "main"), _write_redun),
     ]
     if ftbuild is not None:
-        own = Tool(
-            "ftbuild",
-            (str(ftbuild), "--version"),
-            (str(ftbuild), "make", "-j", jobs),
-            _write_ftbuild,
-            environment={"FTBUILD_CACHE": "{directory}/.store"},
-            outputs="ftbuild-out",
-            objects=".store/v1/blobs",
-        )
-        found.insert(0, own)
+        variants = {"ftbuild-apart": True, "ftbuild": False}
+        if careful:  # a chain has no equal steps
+            del variants["ftbuild-apart"]
+        for name, is_apart in variants.items():
+            own = Tool(
+                name,
+                (str(ftbuild), "--version"),
+                (str(ftbuild), "make", "-j", jobs),
+                functools.partial(_write_ftbuild, is_apart=is_apart),
+                environment={"FTBUILD_CACHE": "{directory}/.store"},
+                outputs="ftbuild-out",
+                objects=".store/v1/blobs",
+            )
+            found.insert(0, own)
     return {tool.name: tool for tool in found}
 
 
@@ -276,16 +280,18 @@ def _write_redun(graph: Graph, directory: Path) -> None:
     (directory / "out").mkdir(exist_ok=True)
 
 
-def _write_ftbuild(graph: Graph, directory: Path) -> None:
+def _write_ftbuild(graph: Graph, directory: Path, *, is_apart: bool) -> None:
     """Use one `command` target a step, all in one file.
 
-    The variables are named after the steps, as paths are in the other tools' commands: of
-    equal commands on equal bytes ftbuild would run one, and here every tool is to run all.
+    Of equal commands on equal bytes ftbuild runs one: a chain's copies are one action. With
+    `is_apart` no two commands are equal, since their variables are named after the steps, as
+    paths are in the other tools' commands: then it runs as many commands as they do.
     """
     lines = ["[project]", 'name = "bench"', f'default = ["{graph.goal}"]']
     for step in graph.steps:
         sources = {Path(name).parent.name: name for name in step.inputs if is_source(name)}
-        steps = {name: name for name in step.inputs if not is_source(name)}
+        labels = [name for name in step.inputs if not is_source(name)]
+        steps = {name if is_apart else f"in{place}": name for place, name in enumerate(labels)}
         paths = [f'"${name}"' for name in sources] + [f'"${name}/f"' for name in steps]
         command = graph.commands[step.kind].replace("@in", " ".join(paths))
         command = command.replace("@out", '"$out/f"')

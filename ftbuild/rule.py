@@ -21,13 +21,19 @@ import typing
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 
 from ftbuild.digest import Digest
+from ftbuild.docstrings import attribute_docstrings
 from ftbuild.errors import Place, RuleError
 from ftbuild.kinds import Artifact, Part
+
+if typing.TYPE_CHECKING:
+    from pydantic import GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
 
 # ---------------------------------------------------------------- what comes from outside
 
@@ -130,7 +136,6 @@ class Inputs(BaseModel):
         arbitrary_types_allowed=True,
         frozen=True,
         extra="forbid",
-        use_attribute_docstrings=True,
         protected_namespaces=(),
     )
 
@@ -141,12 +146,24 @@ class Params(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        use_attribute_docstrings=True,
         protected_namespaces=(),
         allow_inf_nan=False,
         # `1` for a text or `"3"` for a number is a slip that the user wants to hear of.
         strict=True,
     )
+    elsewhere: ClassVar[Mapping[str, str]] = {}
+    """Attributes that users look for here and that another rule has: name -> what to write."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: "CoreSchema", handler: "GetJsonSchemaHandler"
+    ) -> "JsonSchemaValue":
+        schema = handler(core_schema)
+        table = handler.resolve_ref_schema(schema)
+        for name, text in attribute_docstrings(cls).items():
+            if name in cls.model_fields:
+                table["properties"][name].setdefault("description", text)
+        return schema
 
 
 @dataclass(frozen=True)
@@ -160,7 +177,12 @@ class InputField:
     shape: Literal["one", "list", "table"]
     is_required: bool
     part: Part | None
-    help: str
+    owner: type[Inputs]
+
+    @property
+    def help(self) -> str:
+        """The docstring under the field."""
+        return attribute_docstrings(self.owner).get(self.name, "")
 
 
 class AttributeProblem(Exception):
@@ -252,12 +274,13 @@ Check = Callable[[Mapping[str, tuple[str, ...]], Any], None]
 
 @dataclass(frozen=True)
 class Command:
-    """A process that the engine runs as it is, in an empty directory, without a worker.
+    """A shell command that the engine runs as it is, in an empty directory, without a worker.
 
     What a rule with `runs="process"` returns. `$out` in its environment is the output directory.
     """
 
-    argv: tuple[str, ...]
+    script: str
+    """For `sh -e`: where one of several commands fails, the whole does."""
     environment: Mapping[str, str]
 
 
@@ -355,9 +378,7 @@ def _input_fields(inputs: type[Inputs]) -> dict[str, InputField]:
     hints = typing.get_type_hints(inputs, include_extras=True)
     for name, info in inputs.model_fields.items():
         kinds, outside, shape, part = _take_apart(hints[name])
-        fields[name] = InputField(
-            name, kinds, outside, shape, info.is_required(), part, info.description or ""
-        )
+        fields[name] = InputField(name, kinds, outside, shape, info.is_required(), part, inputs)
     return fields
 
 

@@ -21,8 +21,13 @@ COMMANDS = {
     "check": "read and type-check every FTBUILD.toml; build nothing",
     "inspect": "show an artifact: rows, tokens, tensors, metrics",
     "diff": "compare two artifacts, or two builds of one",
+    "verify": "run actions again in a clean place and compare bit for bit",
     "lock": "write FTBUILD.lock",
+    "push": "send what is built to the remote store",
+    "pull": "fetch what others have built from the remote store",
+    "keys": "make the key pair with which records are signed",
     "log": "print the log of a target's last run",
+    "provenance": "tell what an artifact follows from, down to its sources",
     "path": "print the directory of a target's artifact",
     "init": "start a project in this folder",
     "clean": "remove ftbuild-out; the store keeps its objects",
@@ -34,6 +39,10 @@ COMMANDS = {
 VALUED = frozenset({"-C", "-j", "--jobs", "--profile", "--set", "--color", "--progress"})
 # With any other flag a build with nothing to do has more to say or to check than one line.
 _FAST = VALUED | {"-k", "--keep-going", "-q", "--quiet", "--offline"}
+
+_COLLECT_AFTER = 50_000
+"""New containers between two garbage collections. A graph is hundreds of thousands of them, none
+of which is garbage; at Python's 700 looking at them again and again is a tenth of a start."""
 
 
 def app(argv: list[str] | None = None) -> int:
@@ -63,8 +72,11 @@ def _run(args: list[str]) -> int:
     name, rest = split(args)
     if name == "make" and (done := _nothing_to_do(rest)) is not None:
         return done
+    import gc
+
     from ftbuild.cli.flags import run_command
 
+    gc.set_threshold(_COLLECT_AFTER)
     return run_command(name, rest)
 
 

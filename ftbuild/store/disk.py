@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
+from collections.abc import Iterable
 
 from ftbuild.digest import Digest
 from ftbuild.errors import MachineError, Place
@@ -86,6 +87,19 @@ def copy_and_hash(source: str, destination: str) -> tuple[Digest, int]:
     return Digest(hasher.hexdigest()), size
 
 
+def write_and_hash(path: str, blocks: Iterable[bytes]) -> Digest:
+    """Write `blocks` to a file that must not exist yet; return the digest of all of them."""
+    hasher = hashlib.sha256()
+    output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        for block in blocks:
+            write_all(output, block)
+            hasher.update(block)
+    finally:
+        os.close(output)
+    return Digest(hasher.hexdigest())
+
+
 def clone(source: str, destination: str) -> bool:
     """Make `destination` a reflink of `source`; False where the file system has none.
 
@@ -157,6 +171,19 @@ def remove(path: str) -> None:
         return
 
 
+def is_full(path: str) -> bool:
+    """Say whether the disk of `path` has no room for anything that an action would write."""
+    try:
+        space = os.statvfs(path)
+    except OSError:
+        return False
+    no_inodes = space.f_files > 0 and space.f_favail == 0
+    return no_inodes or space.f_bavail * space.f_frsize < _NOTHING_BYTES
+
+
+_NOTHING_BYTES = 64 << 10
+"""What is left when a write did not fit depends on how large it was; more than this, and
+something else was wrong."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 

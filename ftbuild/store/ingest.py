@@ -41,37 +41,41 @@ class Ingest:
             OSError: the store cannot be written; `directory` is left to the caller.
         """
         files, folders = _scan(directory)
-        entries = []
-        for path in sorted(files):
-            claimed = adopted.get(path)
-            entries.append(self._put_file(directory, path, claimed))
-        tree = Tree(tuple(entries))
+        found = [self._put_file(directory, path, adopted.get(path)) for path in sorted(files)]
+        tree = Tree(tuple(entry for entry, _ in found))
+        is_small = all(stat is not None for _, stat in found)
+        if is_small and self._checkout.is_intact(tree):
+            disk.remove(directory)  # another action gave the same
+            return tree
+        for entry, stat in found:
+            if stat is not None:
+                self._publish(f"{directory}/{entry.path}", stat, entry)
         _remove_empty(directory, folders, tree)
         self._checkout.settle(directory, tree)
         return tree
 
-    def _put_file(self, directory: str, relative: str, claimed: Digest | None) -> Entry:
+    def _put_file(
+        self, directory: str, relative: str, claimed: Digest | None
+    ) -> tuple[Entry, os.stat_result | None]:
+        """Make a file a blob; its stat comes with it where it is still to be published."""
         path = f"{directory}/{relative}"
         descriptor = _open(path)
         try:
             stat = os.fstat(descriptor)
             if claimed is not None and self._blobs.is_same_inode(stat, claimed):
                 self._statcache.vouch(stat, claimed, 0)
-                return Entry(relative, "f", stat.st_size, claimed)
+                return Entry(relative, "f", stat.st_size, claimed), None
             if stat.st_nlink > 1 or stat.st_uid != os.geteuid():
                 os.close(descriptor)
                 descriptor = -1
                 descriptor = _own(path, stat, self._fresh())
                 stat = os.fstat(descriptor)
             if stat.st_size >= SMALL_BYTES:
-                return self._put_large(path, relative, stat)
+                return self._put_large(path, relative, stat), None
             data = os.read(descriptor, SMALL_BYTES)
             if len(data) != stat.st_size:
                 raise _unfinished(relative)
-            digest = self._blobs.put_bytes(data)
-            entry = Entry(relative, _mode(stat), len(data), digest)
-            self._publish(descriptor, stat, entry)
-            return entry
+            return Entry(relative, _mode(stat), len(data), self._blobs.put_bytes(data)), stat
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
@@ -79,21 +83,25 @@ class Ingest:
     def _put_large(self, path: str, relative: str, stat: os.stat_result) -> Entry:
         digest = hash_file(path)
         entry = Entry(relative, _mode(stat), stat.st_size, digest)
-        now = os.lstat(path)
-        if (now.st_size, now.st_mtime_ns) != (stat.st_size, stat.st_mtime_ns):
-            raise _unfinished(relative)
         self._publish(path, stat, entry)
         self._blobs.adopt(path, entry)
         return entry
 
-    def _publish(self, file: int | str, stat: os.stat_result, entry: Entry) -> None:
+    def _publish(self, path: str, stat: os.stat_result, entry: Entry) -> None:
         """Give a file the mode and mtime of what is published, and vouch for it."""
+        now = os.lstat(path)
+        if (now.st_size, now.st_mtime_ns, now.st_ino) != (
+            stat.st_size,
+            stat.st_mtime_ns,
+            stat.st_ino,
+        ):
+            raise _unfinished(entry.path)
         mode = 0o555 if entry.mode == "x" else 0o444
         if stat_module.S_IMODE(stat.st_mode) != mode:
-            os.chmod(file, mode)
+            os.chmod(path, mode)
         moment = published_mtime_ns(entry.digest)
-        os.utime(file, ns=(moment, moment))
-        self._statcache.vouch(os.stat(file), entry.digest, 0)
+        os.utime(path, ns=(moment, moment))
+        self._statcache.vouch(os.stat(path), entry.digest, 0)
 
 
 def _mode(stat: os.stat_result) -> str:

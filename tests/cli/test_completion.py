@@ -74,7 +74,7 @@ def test_the_hook_works_in_a_real_bash(toy: Toy) -> None:
     command = Path(sys.executable).with_name("ftbuild")
     bash = shutil.which("bash")
     if bash is None or not command.exists():
-        pytest.skip("needs bash and an installed ftbuild")
+        pytest.skip("bash, or the command ftbuild, is not installed")
     script = (
         'eval "$(ftbuild completion bash)"; COMP_LINE="ftbuild why sh"; COMP_POINT=14; '
         "COMP_WORDS=(ftbuild why sh); COMP_CWORD=2; COMP_TYPE=9; "

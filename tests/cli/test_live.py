@@ -30,7 +30,7 @@ class SlowParams(Params):
 @rule(output=File)
 def slow(ctx: Context, inputs: SlowInputs, params: SlowParams) -> None:
     """Report a step, then wait until the test has seen it."""
-    ctx.progress(1, 4, loss=0.5, learning_rate=1e-4, tokens_per_second=5123.0)
+    ctx.progress(1, 4, loss=0.5, learning_rate=1e-4, tokens_per_s=5123.0)
     with open(inputs.go.files[0].path.read_text()) as pipe:
         pipe.read()
     (ctx.out / "text.txt").write_text("done\\n")

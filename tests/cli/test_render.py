@@ -90,7 +90,7 @@ def test_finished_lines(event: Finished, shown: str) -> None:
 
 
 def test_progress_has_short_names_and_an_eta_from_the_steps_so_far() -> None:
-    metrics = {"loss": 1.82345, "learning_rate": 1e-4, "tokens_per_second": 5123.4}
+    metrics = {"loss": 1.82345, "learning_rate": 1e-4, "tokens_per_s": 5123.4}
     shown = render.progress_text(Progress("helper", 240, 900, metrics), elapsed_s=240.0)
     assert shown == "step 240/900, loss 1.823, lr 0.0001, tok/s 5123, ETA 11m00s"
 

@@ -87,8 +87,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 def run(bench: Bench, command: str, **environment: str) -> Exit:
     with (bench.folder / "log").open("wb") as log:
-        argv = ("/bin/sh", "-c", command)
-        return bench.workers.run_command(argv, environment, str(bench.folder), log.fileno())
+        return bench.workers.run_script(command, environment, str(bench.folder), log.fileno())
 
 
 def test_command_sees_its_environment_alone_and_runs_in_its_folder(bench: Bench) -> None:
@@ -104,12 +103,17 @@ def test_exit_of_a_command(bench: Bench) -> None:
     assert run(bench, "true").max_rss_bytes > 500_000
 
 
-def test_program_that_is_not_there(bench: Bench) -> None:
-    with (bench.folder / "log").open("wb") as log, pytest.raises(MachineError) as caught:
-        bench.workers.run_command(("/no/such",), {}, str(bench.folder), log.fileno())
+def test_command_too_long_for_the_system(bench: Bench) -> None:
+    with pytest.raises(MachineError) as caught:
+        run(bench, "true", A="x" * (1 << 20))
     assert caught.value.render() == (
-        "error[E0705]: `/no/such` cannot be started: No such file or directory"
+        "error[E0705]: `/bin/sh` cannot be started: Argument list too long"
     )
+
+
+def test_command_is_ended_by_a_pipe_that_nobody_reads(bench: Bench) -> None:
+    assert run(bench, "yes | head -1").status == 0
+    assert (bench.folder / "log").read_text() == "y\n"
 
 
 def test_worker_says_that_it_is_done(bench: Bench) -> None:

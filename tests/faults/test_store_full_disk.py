@@ -27,27 +27,27 @@ from store_kit import (
 NUM_ACTIONS = 6
 
 
-def _mount(directory: Path, options: str) -> bool:
+def mount(directory: Path, options: str) -> bool:
     directory.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", options, "ftbuild-test", str(directory)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def _remount(directory: Path, options: str) -> None:
+def remount(directory: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(directory)], check=True)
 
 
-def _unmount(directory: Path) -> None:
+def unmount(directory: Path) -> None:
     subprocess.run(["umount", str(directory)], check=True)
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     directory = tmp_path / "disk"
-    if not _mount(directory, "size=64k"):
+    if not mount(directory, "size=64k"):
         pytest.skip("mounting a tmpfs needs root")
     yield directory
-    _unmount(directory)
+    unmount(directory)
 
 
 def _files(number: int) -> dict[str, bytes]:
@@ -80,7 +80,7 @@ def _sweep(directory: Path, limits: list[str]) -> tuple[int, int, list[str]]:
     """Build within each limit, then without one; count full disks, corruption, work redone."""
     full, wrong, redone = 0, 0, []
     for limit in limits:
-        assert _mount(directory, limit)
+        assert mount(directory, limit)
         try:
             done, error = _build_all(directory)
             if error is not None:
@@ -89,7 +89,7 @@ def _sweep(directory: Path, limits: list[str]) -> tuple[int, int, list[str]]:
                 assert error.problems[0].code == "E0650", error.render()
             root = directory / "store"
             wrong += bool(corrupt_blobs(root) or records_without_bytes(root))
-            _remount(directory, "size=64m,nr_inodes=10000")
+            remount(directory, "size=64m,nr_inodes=10000")
             again, error = _build_all(directory)
             assert error is None
             redone += [limit for number in done & again]
@@ -99,7 +99,7 @@ def _sweep(directory: Path, limits: list[str]) -> tuple[int, int, list[str]]:
                     assert record is not None
                     assert contents(store.lay_out(record.tree)) == _files(number)
         finally:
-            _unmount(directory)
+            unmount(directory)
     return full, wrong, redone
 
 
@@ -120,7 +120,7 @@ def test_disk_without_inodes_loses_nothing_at_any_count(tmp_path: Path, disk: Pa
 
 
 def test_full_disk_is_told_in_figures(disk: Path) -> None:
-    _remount(disk, "size=400k")
+    remount(disk, "size=400k")
     with open_store(disk) as store:
         source = disk.parent / "source"
         source.write_bytes(b"1" * 1_000_000)
@@ -139,7 +139,7 @@ def test_full_disk_is_told_in_figures(disk: Path) -> None:
 
 
 def test_no_inodes_are_told_as_such(disk: Path) -> None:
-    _remount(disk, "size=1m,nr_inodes=40")
+    remount(disk, "size=1m,nr_inodes=40")
     with open_store(disk) as store:
         store.workspace()
         for number in range(os.statvfs(disk).f_favail):
@@ -149,10 +149,10 @@ def test_no_inodes_are_told_as_such(disk: Path) -> None:
 
 
 def test_read_only_store_still_gives_what_it_has(tmp_path: Path, disk: Path) -> None:
-    _remount(disk, "size=64m")
+    remount(disk, "size=64m")
     with open_store(disk) as store:
         record = build(store, "a", {"small": b"1", "large": b"2" * 80_000})
-    _remount(disk, "ro")
+    remount(disk, "ro")
     with Store(disk / "store", StatCache(tmp_path / "other")) as store:
         assert store.find(key_of("a")) == record
         assert contents(store.lay_out(record.tree)) == {"small": b"1", "large": b"2" * 80_000}
@@ -165,7 +165,7 @@ def test_read_only_store_still_gives_what_it_has(tmp_path: Path, disk: Path) -> 
             "error[E0652]: the store cannot be written: Read-only file system"
         )
         assert caught.value.exit_code == 5
-    _remount(disk, "rw")
+    remount(disk, "rw")
 
 
 LIMITED = """

@@ -141,7 +141,7 @@ def _check_prompt(name: str, template: str, format_name: str) -> None:
 
 
 @rule(
-    version=3,
+    version=4,
     output=Dataset,
     pins=("pyarrow",),
     preload=("pyarrow", "xxhash"),

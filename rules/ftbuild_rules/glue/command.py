@@ -77,7 +77,7 @@ def command(ctx: Context, inputs: CommandInputs, params: CommandParams) -> Comma
             )
         if value is not None:  # a variable that is not set stays so
             environment[name] = value
-    return Command(argv=("/bin/sh", "-e", "-c", params.run), environment=environment)
+    return Command(params.run, environment)
 
 
 def _variables(inputs: CommandInputs) -> Iterator[tuple[str, str | None]]:

@@ -145,6 +145,7 @@ class Skeleton:
     slots: tuple[Slot, ...]
     turns: tuple[tuple[Turn, tuple[int, ...], bool], ...]
     """Each with the numbers of its texts, and whether it lacks its thought."""
+    prompt_differs: bool = False
 
     def fill(self, texts: Sequence[str], rendered: str) -> Rendered:
         """Return the turns of a real conversation of this shape.
@@ -173,7 +174,7 @@ class Skeleton:
             _moved(turn, grown, before, tuple(parts[number] for number in own), omits)
             for (turn, own, omits), before in zip(self.turns, self._slots_before, strict=True)
         )
-        return Rendered(rendered, tuple(turns))
+        return Rendered(rendered, tuple(turns), self.prompt_differs)
 
     @functools.cached_property
     def _slots_before(self) -> list[tuple[int, ...]]:

@@ -192,6 +192,8 @@ def _rendered(
             findings.add("inexact", number, str(found))
         else:
             lint_template_tokens(task, number, found.text, findings)
+            if found.prompt_differs:
+                findings.add("prompt_prefix", number)
             out.append((number, row, found))
     return out
 

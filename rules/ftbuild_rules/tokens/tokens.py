@@ -38,6 +38,7 @@ from ftbuild_rules.data._arrow import (
     shard_paths,
     write_index,
 )
+from ftbuild_rules.models._files import OF_THE_MODEL
 from ftbuild_rules.templates import _defaults
 from ftbuild_rules.templates._limits import LimitedRenderer
 from ftbuild_rules.templates._turns import BrokenTemplateError
@@ -64,6 +65,8 @@ class TokensInputs(Inputs):
 
 class TokensParams(Params):
     """What is trained on, and how long a row may be."""
+
+    elsewhere = OF_THE_MODEL
 
     train_on: tuple[Literal["system", "user", "assistant", "tool"], ...] = Field(
         default=("assistant",), min_length=1
@@ -174,7 +177,7 @@ def _set_names(params: TokensParams, names: Iterable[str]) -> list[str]:
 
 
 @rule(
-    version=1,
+    version=2,
     output=Tokens,
     pins=("jinja2", "pyarrow", "tokenizers", "transformers"),
     preload=(

@@ -12,8 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ftbuild.api import Adapter, Context, Model, Place, RewardModel, RuleError, Tokens
+from ftbuild.api import (
+    Adapter,
+    Context,
+    Place,
+    RewardModel,
+    RuleError,
+    Tokens,
+)
 from ftbuild_rules.models._files import TEMPLATE_NAME
+from ftbuild_rules.quantization._dequantize import Base
+from ftbuild_rules.quantization._load import load_network
 from ftbuild_rules.training._checkpoints import Checkpoints
 from ftbuild_rules.training._evaluation import (
     best_of,
@@ -21,24 +30,45 @@ from ftbuild_rules.training._evaluation import (
     evaluations,
     restore_weights,
 )
-from ftbuild_rules.training._lora import lora_config, require_base, save_adapter
+from ftbuild_rules.training._launch import is_first
+from ftbuild_rules.training._lora import (
+    Rows,
+    expose_bias,
+    fill_reference,
+    lora_config,
+    remember_start,
+    require_base,
+    save_adapter,
+)
 from ftbuild_rules.training._model import save_model
+from ftbuild_rules.training._quantized import keep_precision, restore_precision
 from ftbuild_rules.training._settings import TrainingParams
+from ftbuild_rules.training._sharding import (
+    confirmation,
+    gathered,
+    strategy_arguments,
+    told_by_first,
+    use_fsdp,
+    wait_for_all,
+)
 from ftbuild_rules.training._shards import (
     Form,
     TokenRows,
-    has_other_template,
+    own_template,
     read_tokens,
     require_fit,
+    require_one_template,
     require_template,
+    template_digest,
 )
+from ftbuild_rules.training._targets import require_targets
 
 
 class MethodInputs(Protocol):
     """The inputs of every method; what `adapter` may be differs."""
 
     @property
-    def model(self) -> Model: ...
+    def model(self) -> Base: ...
     @property
     def adapter(self) -> Adapter | RewardModel | None: ...
     @property
@@ -50,7 +80,7 @@ class MethodInputs(Protocol):
 class LoadModel(Protocol):
     """How a method loads its network: what it is, its type, its attention."""
 
-    def __call__(self, model: Model, dtype: Any, attention: str) -> Any: ...
+    def __call__(self, model: Base, dtype: Any, attention: str) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -62,6 +92,8 @@ class Run:
     params: TrainingParams
     data: TokenRows
     eval_data: TokenRows | None
+    token_rows: Rows | None = None
+    """The rows of embeddings that `lora.trainable_tokens` stands for."""
 
 
 def prepare(
@@ -72,21 +104,27 @@ def prepare(
     form: Form,
     rule: str,
     settings: Mapping[str, Any] | None = None,
+    room: int = 0,
 ) -> Run:
     """Check all that can be checked before a model is loaded; `settings` change its config.
 
+    Behind each row there must be `room` for so many more tokens.
+
     Raises:
-        RuleError: E0901 to E0907: tokens, model and adapter do not belong together.
+        RuleError: E0901 to E0907: tokens, model and adapter do not belong together; E0950: nor
+            does the `lora` table.
     """
     if inputs.adapter is not None:
         require_base(inputs.adapter, inputs.model)
     given = [tokens for tokens in (inputs.data, inputs.eval_data) if tokens is not None]
     rows = [read_tokens(tokens, form, rule=rule) for tokens in given]
     for each in rows:
-        require_fit(each, inputs.model, settings=settings)
+        require_fit(each, inputs.model, settings=settings, room=room)
         if not params.other_template:
-            require_template(each, inputs.model)
-    return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None)
+            require_template(each, inputs.model, inputs.adapter)
+    require_one_template(rows)
+    token_rows = None if params.lora is None else require_targets(params.lora, inputs.model)
+    return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None, token_rows)
 
 
 class Fixed(Protocol):
@@ -111,13 +149,11 @@ def make_deterministic(params: Fixed) -> None:
     transformers.set_seed(params.seed)
 
 
-def load_base(model: Model, dtype: Any, attention: str) -> Any:
+def load_base(model: Base, dtype: Any, attention: str) -> Any:
     """Return the causal language model of an artifact; its path is where it came from."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
-        model.path, dtype=dtype, attn_implementation=attention, local_files_only=True
-    )
+    return load_network(AutoModelForCausalLM, model, dtype=dtype, attn_implementation=attention)
 
 
 def load_policy(run: Run, load: LoadModel = load_base) -> Any:
@@ -125,14 +161,19 @@ def load_policy(run: Run, load: LoadModel = load_base) -> Any:
     import torch
 
     frozen = run.inputs.adapter is not None or run.params.lora is not None
-    # What is trained stays float32; frozen weights may be as coarse as the computation.
-    dtype = getattr(torch, run.params.dtype) if frozen else torch.float32
+    launch = run.params.launch
+    # What is trained stays float32; frozen weights may be as coarse as the computation, but where
+    # they are sharded together with those they must be of one type.
+    is_mixed = launch is not None and launch.strategy == "fsdp"
+    dtype = getattr(torch, run.params.dtype) if frozen and not is_mixed else torch.float32
     model = load(run.inputs.model, dtype, run.params.attention)
     if run.inputs.adapter is None:
         return model
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, run.inputs.adapter.path, is_trainable=True)
+    policy = PeftModel.from_pretrained(model, run.inputs.adapter.path, is_trainable=True)
+    keep_precision(policy)
+    return policy
 
 
 def trl_arguments(run: Run) -> dict[str, Any]:
@@ -177,13 +218,19 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "report_to": [],
         "remove_unused_columns": False,  # `row` is taken out in `training_step`
         "dataloader_num_workers": 0,
+        **strategy_arguments(params.launch),
     }
 
 
 def trl_inputs(run: Run) -> dict[str, Any]:
     """Return what the trainers of TRL that wrap the model themselves are given besides it."""
+    return {**trainer_inputs(run), "peft_config": peft_config(run)}
+
+
+def peft_config(run: Run) -> Any:
+    """Return PEFT's configuration of a new adapter; None where there is none."""
     lora = run.params.lora
-    return {**trainer_inputs(run), "peft_config": None if lora is None else lora_config(lora)}
+    return None if lora is None else lora_config(lora, rows=run.token_rows)
 
 
 def trainer_inputs(run: Run) -> dict[str, Any]:
@@ -203,15 +250,23 @@ def watched(trainer_class: type, run: Run, *, zero_is_wrong: bool) -> type:
     """Return `trainer_class` with a `training_step` that stops at the first impossible loss."""
     import torch
 
+    launch = run.params.launch
+    on_cpu = not torch.cuda.is_available()
+
     class Watched(trainer_class):
+        def create_accelerator_and_postprocess(self) -> None:
+            super().create_accelerator_and_postprocess()
+            if launch is not None and launch.strategy == "fsdp" and on_cpu:
+                use_fsdp(self, launch)
+
         def training_step(
             self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
         ) -> Any:
-            rows = inputs.pop("row").tolist()
+            rows = _take_rows(inputs)
             loss = super().training_step(model, inputs, num_items_in_batch)
             value = loss.item()
             if not math.isfinite(value) or (zero_is_wrong and value == 0.0):
-                raise _bad_step(run, self.state.global_step + 1, f"loss is {value}", rows=rows)
+                raise bad_step(run, self.state.global_step + 1, f"loss is {value}", rows=rows)
             self.rows_of_step += rows  # emptied when a step begins
             return loss
 
@@ -226,7 +281,16 @@ def watched(trainer_class: type, run: Run, *, zero_is_wrong: bool) -> type:
     return Watched
 
 
-def _bad_step(run: Run, step: int, what: str, *, rows: list[int]) -> RuleError:
+def _take_rows(inputs: Any) -> list[int]:
+    """Return the numbers of a batch's rows; a batch of examples has its own use for them."""
+    if isinstance(inputs, list):
+        return sorted({example["row"] for example in inputs})
+    rows: list[int] = inputs.pop("row").tolist()
+    return rows
+
+
+def bad_step(run: Run, step: int, what: str, *, rows: list[int]) -> RuleError:
+    """Return the error that a step with these rows went wrong."""
     label = run.data.label
     return RuleError(
         f"the {what} at step {step}; training stopped, nothing was kept",
@@ -236,25 +300,34 @@ def _bad_step(run: Run, step: int, what: str, *, rows: list[int]) -> RuleError:
     )
 
 
-def train(run: Run, trainer: Any) -> None:
+def train(run: Run, trainer: Any, *, every: int = 1) -> None:
     """Train to the end, from the last checkpoint of this action if there is one.
+
+    Checkpoints are taken at multiples of `every` steps only.
 
     Raises:
         RuleError: E0910: a loss or a gradient is NaN or infinite, or a loss exactly zero.
     """
     from transformers import PrinterCallback
 
+    remember_start(trainer.model)
+    fill_reference(trainer.model)
+    expose_bias(trainer.model)
+    restore_precision(trainer.model)
     trainer.remove_callback(PrinterCallback)  # the context is told all that it would print
     trainer.data_collator = _with_rows(trainer.data_collator)
     checkpoints = Checkpoints.of(run.ctx.scratch)
-    trainer.add_callback(_reporter(run, trainer, checkpoints))
+    trainer.add_callback(_reporter(run, trainer, checkpoints, every=every))
+    if run.params.launch is not None:
+        trainer.add_callback(confirmation(run.ctx, run.params.launch, trainer))
     if run.eval_data is not None:
         trainer.add_callback(evaluations(run.params, run.ctx.scratch))
-    resume = checkpoints.newest()
+    resume = told_by_first(checkpoints.newest() if is_first() else None)
     if resume is not None:
         run.ctx.log(f"resuming from {resume.name}")
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     if run.params.keep == "best":
+        wait_for_all()
         restore_weights(trainer.model, run.ctx.scratch)
     _record(run, trainer)
 
@@ -264,14 +337,14 @@ def _with_rows(collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> An
 
     def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = collator(examples)
-        if "row" in examples[0]:
+        if "row" in examples[0] and not isinstance(batch, list):
             batch["row"] = torch.tensor([example["row"] for example in examples])
         return batch
 
     return collate
 
 
-def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints) -> Any:
+def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints, *, every: int) -> Any:
     from transformers import TrainerCallback
 
     started = time.monotonic()
@@ -286,12 +359,15 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints) -> Any:
             trainer.rows_of_step = []
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step < state.max_steps and checkpoints.is_due():
+            may_save = state.global_step < state.max_steps and state.global_step % every == 0
+            if may_save and told_by_first(checkpoints.is_due()):
                 self.save_began = time.monotonic()
                 control.should_save = True
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            checkpoints.seal(state.global_step, began=self.save_began)
+            wait_for_all()
+            if is_first():
+                checkpoints.seal(state.global_step, began=self.save_began)
 
         def on_log(
             self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
@@ -299,16 +375,7 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints) -> Any:
             if "loss" not in logs:
                 _tell_evaluation(run, state, logs)
                 return
-            norm = logs.get("grad_norm", 0.0)
-            if not math.isfinite(norm):
-                raise _bad_step(
-                    run,
-                    state.global_step,
-                    f"gradient has the norm {norm}",
-                    rows=trainer.rows_of_step,
-                )
-            metrics = {k: float(v) for k, v in logs.items() if isinstance(v, int | float)}
-            metrics.pop("epoch", None)
+            metrics = _metrics_of(run, trainer, logs)
             if (tokens := metrics.pop("num_tokens", None)) is not None:
                 first_tokens.append(tokens)
                 elapsed = time.monotonic() - started
@@ -316,6 +383,21 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints) -> Any:
             run.ctx.progress(state.global_step, state.max_steps, **metrics)
 
     return Reporter()
+
+
+def _metrics_of(run: Run, trainer: Any, logs: dict[str, Any]) -> dict[str, float]:
+    """Return the figures of a step.
+
+    Raises:
+        RuleError: E0910: its gradient is NaN or infinite.
+    """
+    norm = logs.get("grad_norm") or 0.0
+    if not math.isfinite(norm):
+        what = f"gradient has the norm {norm}"
+        raise bad_step(run, trainer.state.global_step, what, rows=trainer.rows_of_step)
+    metrics = {k: float(v) for k, v in logs.items() if isinstance(v, int | float)}
+    metrics.pop("epoch", None)
+    return metrics
 
 
 def _tell_evaluation(run: Run, state: Any, logs: dict[str, float]) -> None:
@@ -366,9 +448,14 @@ def save(run: Run, model: Any, *, settings: Mapping[str, Any] | None = None) -> 
         RuleError: E0913: a value is not finite, or nothing was learned.
     """
     out: Path = run.ctx.out
+    trained = gathered(model)
+    if not is_first():
+        return
     if hasattr(model, "peft_config"):
-        save_adapter(model, out, base=run.inputs.model)
+        save_adapter(model, out, base=run.inputs.model, trained=trained)
     else:
-        save_model(model, out, base=run.inputs.model, settings=settings)
-    if run.data.template is not None and has_other_template(run.data, run.inputs.model):
-        (out / TEMPLATE_NAME).write_text(run.data.template, encoding="utf-8")
+        save_model(model, out, base=run.inputs.model, settings=settings, trained=trained)
+    adapter = run.inputs.adapter
+    carried = run.data.template or ("" if adapter is None else own_template(adapter))
+    if carried and template_digest(carried) != template_digest(own_template(run.inputs.model)):
+        (out / TEMPLATE_NAME).write_text(carried, encoding="utf-8")

@@ -31,7 +31,11 @@ def command_of(tmp_path: Path, run: str, **inputs: Any) -> Command:
 
 def output_of(command: Command) -> str:
     done = subprocess.run(
-        command.argv, env=dict(command.environment), capture_output=True, text=True, check=True
+        ("/bin/sh", "-e", "-c", command.script),
+        env=dict(command.environment),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout
 
@@ -75,9 +79,9 @@ def test_a_variable_that_is_not_set_stays_unset(tmp_path: Path) -> None:
 
 def test_a_command_that_fails_in_the_middle_fails(tmp_path: Path) -> None:
     made = command_of(tmp_path, "false; echo too far")
-    assert made.argv == ("/bin/sh", "-e", "-c", "false; echo too far")
-    done = subprocess.run(made.argv, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        output_of(made)
+    assert (caught.value.returncode, caught.value.stdout) == (1, "")
 
 
 def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:

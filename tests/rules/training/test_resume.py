@@ -1,10 +1,6 @@
 """The same bytes in another process, and after a kill."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +8,10 @@ import pytest
 
 from ftbuild.testing import tree_digest
 from ftbuild_rules.training._checkpoints import Checkpoints
+from resuming import child, job, read_until, run_here
 from tiny_models import make_model, make_tokens, preference_rows, sft_rows, warnings_of_libraries
 
 pytestmark = warnings_of_libraries()
-ROOT = Path(__file__).parents[3]
-CHILD = Path(__file__).with_name("_child.py")
-
-
-def child(rule: str, folder: Path, *, interval_s: float, hash_seed: int = 0) -> Any:
-    paths = [ROOT, ROOT / "rules", ROOT / "tests"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, paths)),
-        "PYTHONHASHSEED": str(hash_seed),
-        "HF_HUB_OFFLINE": "1",
-    }
-    return subprocess.Popen(
-        [sys.executable, str(CHILD), rule, str(folder), str(interval_s)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-        text=True,
-    )
-
-
-def job(folder: Path, inputs: dict[str, tuple[str, Path]], **params: Any) -> Path:
-    folder.mkdir()
-    given = {field: [kind, str(path)] for field, (kind, path) in inputs.items()}
-    (folder / "inputs.json").write_text(json.dumps(given))
-    (folder / "params.json").write_text(json.dumps(params))
-    return folder
-
-
-def run_here(rule: str, folder: Path) -> list[str]:
-    """Run in this process and return what the context was told by `log`."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("_child", CHILD)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    logged: list[str] = []
-    module.PrintingContext.log = lambda self, text: logged.append(text)
-    module.run(rule, folder)
-    return logged
 
 
 def test_another_process_and_a_killed_one_give_the_same_bytes(tmp_path: Path) -> None:
@@ -103,10 +58,8 @@ def test_another_process_and_a_killed_one_give_the_same_bytes(tmp_path: Path) ->
 
 def kill_at_step(step: int, rule: str, folder: Path) -> int:
     process = child(rule, folder, interval_s=0)
-    for line in process.stdout:
-        if line == f"step {step}\n":
-            process.send_signal(signal.SIGKILL)
-            break
+    assert read_until(f"step {step}\n", process)
+    process.send_signal(signal.SIGKILL)
     code: int = process.wait()
     process.stdout.close()
     return code
