@@ -111,9 +111,9 @@ def resolve(spec: str, part: Part | None, directory: Path, keep: Keep) -> Pin:
     siblings = {sibling.rfilename: sibling for sibling in info.siblings}
     wanted = sorted(name for name in siblings if part is None or part.holds(name))
     if repository.kind == "dataset":
-        card = ""
+        card: dict[str, Any] = {}
         if _CARD in siblings:
-            card = _download(spec, repository, info.sha, _CARD, directory).read_text("utf-8")
+            card = _metadata(_download(spec, repository, info.sha, _CARD, directory))
         wanted = hub_dataset.choose(
             spec, wanted, card, config=repository.config, split=repository.split
         )
@@ -154,6 +154,12 @@ def _download(spec: str, repository: Repository, commit: str, name: str, directo
         )
 
     return Path(_ask(spec, get)).resolve()
+
+
+def _metadata(card: Path) -> dict[str, Any]:
+    from huggingface_hub import metadata_load
+
+    return metadata_load(card) or {}
 
 
 def _ask(spec: str, question: Callable[[Any], Any]) -> Any:

@@ -24,9 +24,14 @@ _Splits = dict[str, list[str]]
 
 
 def choose(
-    spec: str, files: Sequence[str], card: str, *, config: str | None, split: str | None
+    spec: str,
+    files: Sequence[str],
+    card: Mapping[str, Any],
+    *,
+    config: str | None,
+    split: str | None,
 ) -> list[str]:
-    """Return the files of a config's split in their order; `card` is the text of README.md.
+    """Return the files of a config's split in their order; `card` is the metadata of README.md.
 
     Raises:
         UsageError: E0424, there is no such config or split, or more than one to choose from.
@@ -55,7 +60,7 @@ def _one(spec: str, what: str, name: str | None, known: Mapping[str, Any], usual
     )
 
 
-def _configs(files: Sequence[str], card: str) -> dict[str, _Splits]:
+def _configs(files: Sequence[str], card: Mapping[str, Any]) -> dict[str, _Splits]:
     declared = _declared(card)
     if declared:
         return {
@@ -73,16 +78,11 @@ def _configs(files: Sequence[str], card: str) -> dict[str, _Splits]:
     }
 
 
-def _declared(card: str) -> dict[str, _Splits]:
+def _declared(card: Mapping[str, Any]) -> dict[str, _Splits]:
     """Return what a card says: for each config, the patterns of each split."""
-    import yaml  # type: ignore[import-untyped]  # comes with huggingface_hub
-
-    head = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
-    about = yaml.safe_load(head[1]) if head else None
-    found = about.get("configs") if isinstance(about, dict) else None
     return {
         str(one.get("config_name", "default")): _patterns(one["data_files"])
-        for one in found or []
+        for one in card.get("configs") or []
         if isinstance(one, dict) and one.get("data_files")
     }
 

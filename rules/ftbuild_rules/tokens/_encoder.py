@@ -246,7 +246,7 @@ def _check_places(made: Offsets, own: Offsets, text: str) -> None:
 def _differs(what: str, text: str) -> RuleError:
     return RuleError(
         f"the fast encoder gives {what} than the tokenizer; nothing was written",
-        code="E0837",
+        code="E0838",
         why=f"in the text {json.dumps(text[:80], ensure_ascii=False)}",
         fix="this is a fault of ftbuild: please report it with this text and the model's name",
     )

@@ -44,6 +44,7 @@ configs:
   data_files: "extra/**/*.jsonl"
 ---
 """
+EXTRA = {"configs": [{"config_name": "extra", "data_files": "extra/**/*.jsonl"}]}
 DECLARED = {
     "README.md": CARD,
     "main/a-0.jsonl": lines("m"),
@@ -191,7 +192,7 @@ def test_files_are_those_that_datasets_takes() -> None:
     files = ["a/train.csv", "a/dev.csv", "b/valid-0.jsonl", "b/x/training.jsonl", "LICENSE"]
 
     def chosen(config: str | None, split: str | None) -> list[str]:
-        return hub_dataset.choose("hf:datasets/o/n", files, "", config=config, split=split)
+        return hub_dataset.choose("hf:datasets/o/n", files, {}, config=config, split=split)
 
     assert chosen("a", None) == ["a/train.csv"]
     assert chosen("a", "validation") == ["a/dev.csv"]
@@ -200,10 +201,10 @@ def test_files_are_those_that_datasets_takes() -> None:
         with pytest.raises(UsageError) as caught:
             chosen(config, split)
         assert caught.value.problems[0].code == "E0424"
-    both = hub_dataset.choose("hf:datasets/o/n", ["y.json", "x.json"], "", config=None, split=None)
+    both = hub_dataset.choose("hf:datasets/o/n", ["y.json", "x.json"], {}, config=None, split=None)
     assert both == ["x.json", "y.json"]
     assert hub_dataset.choose(
-        "hf:datasets/o/n", [*DECLARED], CARD.decode(), config="extra", split=None
+        "hf:datasets/o/n", [*DECLARED], EXTRA, config="extra", split=None
     ) == ["extra/deep/x.jsonl"]
 
 
