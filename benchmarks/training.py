@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def with_ftbuild(rule: Any, inputs: dict[str, Artifact], directory: Path) -> Tim
 
 
 def steps_between(times: list[float]) -> list[float]:
-    return [after - before for before, after in zip(times, times[1:], strict=False)][SKIPPED:]
+    return [after - before for before, after in pairwise(times)][SKIPPED:]
 
 
 def with_trl(make: Callable[..., Any], directory: Path) -> Timed:
