@@ -97,6 +97,8 @@ KINDS: tuple[type[Artifact], ...] = (
     File,
 )
 
+KINDS_BY_NAME = {kind.kind: kind for kind in KINDS}
+
 
 @dataclass(frozen=True)
 class Part:

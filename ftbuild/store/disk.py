@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
+from collections.abc import Iterable
 
 from ftbuild.digest import Digest
 from ftbuild.errors import MachineError, Place
@@ -84,6 +85,19 @@ def copy_and_hash(source: str, destination: str) -> tuple[Digest, int]:
         os.unlink(destination)
         raise
     return Digest(hasher.hexdigest()), size
+
+
+def write_and_hash(path: str, blocks: Iterable[bytes]) -> Digest:
+    """Write `blocks` to a file that must not exist yet; return the digest of all of them."""
+    hasher = hashlib.sha256()
+    output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        for block in blocks:
+            write_all(output, block)
+            hasher.update(block)
+    finally:
+        os.close(output)
+    return Digest(hasher.hexdigest())
 
 
 def clone(source: str, destination: str) -> bool:

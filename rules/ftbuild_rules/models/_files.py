@@ -10,6 +10,11 @@ from ftbuild_rules.models._safetensors import damaged
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 TEMPLATE_NAME = "chat_template.jinja"
+OF_THE_MODEL = {
+    name: f"it is the model's: write `{name}` in the table of the `base_model` target"
+    for name in ("add_tokens", "add_special_tokens", "pad_token")
+}
+"""Attributes of `base_model` that users look for in rules that read a model."""
 
 
 def files_of(directory: Path) -> dict[str, Path]:

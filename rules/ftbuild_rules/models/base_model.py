@@ -13,6 +13,7 @@ from ftbuild.api import (
     TOKENIZER,
     AttributeProblem,
     Context,
+    Field,
     Inputs,
     Model,
     Params,
@@ -33,8 +34,10 @@ from ftbuild_rules.models._safetensors import (
 )
 from ftbuild_rules.models._tokenizer import settle_tokenizer
 from ftbuild_rules.models._torch import SAFETENSORS_NAMES, load_tensor, tensor_bytes
+from ftbuild_rules.models._vocabulary import Additions, extend_vocabulary
 from ftbuild_rules.templates._named import templates
 
+Token = Annotated[str, Field(min_length=1)]
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 NEEDED = Part(
     "model",
@@ -69,6 +72,15 @@ class BaseModelParams(Params):
     chat_template: str | None = None
     """Replaces the model's own: the text of a Jinja template, or the name of one of the
     standard set (`chatml`)."""
+    add_tokens: tuple[Token, ...] = ()
+    """Tokens that the tokenizer shall know, and never split: `["<plan>", "</plan>"]`. The
+    embeddings get a row for each, the mean of the others; an adapter learns it only if it trains
+    the embeddings: `lora = { modules_to_save = ["embed_tokens", "lm_head"] }`."""
+    add_special_tokens: tuple[Token, ...] = ()
+    """The same for tokens that are no text, and left out where text alone is asked for; such a
+    one may end a turn."""
+    pad_token: Token | None = None
+    """The token that rows are padded with, instead of the model's own."""
 
 
 def check(kinds: Mapping[str, tuple[str, ...]], params: BaseModelParams) -> None:
@@ -104,6 +116,9 @@ def base_model(ctx: Context, inputs: BaseModelInputs, params: BaseModelParams) -
         template = templates().get(params.chat_template, params.chat_template)
     if template is not None:
         (ctx.out / TEMPLATE_NAME).write_text(template, encoding="utf-8")
+    additions = Additions(params.add_tokens, params.add_special_tokens, params.pad_token)
+    if additions:
+        ctx.facts(added_rows=extend_vocabulary(ctx.out, additions))
 
 
 def _take_directory(ctx: Context, files: Mapping[str, Path], dtype: str) -> str | None:

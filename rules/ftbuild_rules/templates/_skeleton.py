@@ -144,6 +144,7 @@ class Skeleton:
     slots: tuple[Slot, ...]
     turns: tuple[tuple[Turn, tuple[int, ...], bool], ...]
     """Each with the numbers of its texts, and whether it lacks its thought."""
+    prompt_differs: bool = False
 
     def fill(self, texts: Sequence[str], rendered: str) -> Rendered:
         """Return the turns of a real conversation of this shape.
@@ -176,7 +177,7 @@ class Skeleton:
             )
             for turn, own, omits in self.turns
         )
-        return Rendered(rendered, tuple(turns))
+        return Rendered(rendered, tuple(turns), self.prompt_differs)
 
 
 def _stripped(text: str, left: str | None) -> int:

@@ -12,8 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ftbuild.api import Adapter, Context, Model, Place, RewardModel, RuleError, Tokens
+from ftbuild.api import (
+    Adapter,
+    Context,
+    Place,
+    RewardModel,
+    RuleError,
+    Tokens,
+)
 from ftbuild_rules.models._files import TEMPLATE_NAME
+from ftbuild_rules.quantization._dequantize import Base
+from ftbuild_rules.quantization._load import load_network
 from ftbuild_rules.training._checkpoints import Checkpoints
 from ftbuild_rules.training._evaluation import (
     best_of,
@@ -33,6 +42,7 @@ from ftbuild_rules.training._lora import (
 )
 from ftbuild_rules.training._machine import require_machine
 from ftbuild_rules.training._model import save_model
+from ftbuild_rules.training._quantized import keep_precision, restore_precision
 from ftbuild_rules.training._settings import TrainingParams
 from ftbuild_rules.training._sharding import (
     confirmation,
@@ -45,10 +55,12 @@ from ftbuild_rules.training._sharding import (
 from ftbuild_rules.training._shards import (
     Form,
     TokenRows,
-    has_other_template,
+    own_template,
     read_tokens,
     require_fit,
+    require_one_template,
     require_template,
+    template_digest,
 )
 from ftbuild_rules.training._targets import require_targets
 from ftbuild_rules.training._trackers import Trackers
@@ -58,7 +70,7 @@ class MethodInputs(Protocol):
     """The inputs of every method; what `adapter` may be differs."""
 
     @property
-    def model(self) -> Model: ...
+    def model(self) -> Base: ...
     @property
     def adapter(self) -> Adapter | RewardModel | None: ...
     @property
@@ -70,7 +82,7 @@ class MethodInputs(Protocol):
 class LoadModel(Protocol):
     """How a method loads its network: what it is, its type, its attention."""
 
-    def __call__(self, model: Model, dtype: Any, attention: str) -> Any: ...
+    def __call__(self, model: Base, dtype: Any, attention: str) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -94,8 +106,11 @@ def prepare(
     form: Form,
     rule: str,
     settings: Mapping[str, Any] | None = None,
+    room: int = 0,
 ) -> Run:
     """Check all that can be checked before a model is loaded; `settings` change its config.
+
+    Behind each row there must be `room` for so many more tokens.
 
     Raises:
         RuleError: E0901 to E0907: tokens, model and adapter do not belong together; E0950: nor
@@ -107,9 +122,10 @@ def prepare(
     given = [tokens for tokens in (inputs.data, inputs.eval_data) if tokens is not None]
     rows = [read_tokens(tokens, form, rule=rule) for tokens in given]
     for each in rows:
-        require_fit(each, inputs.model, settings=settings)
+        require_fit(each, inputs.model, settings=settings, room=room)
         if not params.other_template:
-            require_template(each, inputs.model)
+            require_template(each, inputs.model, inputs.adapter)
+    require_one_template(rows)
     token_rows = None if params.lora is None else require_targets(params.lora, inputs.model)
     return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None, token_rows)
 
@@ -136,13 +152,11 @@ def make_deterministic(params: Fixed) -> None:
     transformers.set_seed(params.seed)
 
 
-def load_base(model: Model, dtype: Any, attention: str) -> Any:
+def load_base(model: Base, dtype: Any, attention: str) -> Any:
     """Return the causal language model of an artifact; its path is where it came from."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
-        model.path, dtype=dtype, attn_implementation=attention, local_files_only=True
-    )
+    return load_network(AutoModelForCausalLM, model, dtype=dtype, attn_implementation=attention)
 
 
 def load_policy(run: Run, load: LoadModel = load_base) -> Any:
@@ -160,7 +174,9 @@ def load_policy(run: Run, load: LoadModel = load_base) -> Any:
         return model
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, run.inputs.adapter.path, is_trainable=True)
+    policy = PeftModel.from_pretrained(model, run.inputs.adapter.path, is_trainable=True)
+    keep_precision(policy)
+    return policy
 
 
 def trl_arguments(run: Run) -> dict[str, Any]:
@@ -250,11 +266,11 @@ def watched(trainer_class: type, run: Run, *, zero_is_wrong: bool) -> type:
         def training_step(
             self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
         ) -> Any:
-            rows = inputs.pop("row").tolist()
+            rows = _take_rows(inputs)
             loss = super().training_step(model, inputs, num_items_in_batch)
             value = loss.item()
             if not math.isfinite(value) or (zero_is_wrong and value == 0.0):
-                raise _bad_step(run, self.state.global_step + 1, f"loss is {value}", rows=rows)
+                raise bad_step(run, self.state.global_step + 1, f"loss is {value}", rows=rows)
             self.rows_of_step += rows  # emptied when a step begins
             return loss
 
@@ -269,7 +285,16 @@ def watched(trainer_class: type, run: Run, *, zero_is_wrong: bool) -> type:
     return Watched
 
 
-def _bad_step(run: Run, step: int, what: str, *, rows: list[int]) -> RuleError:
+def _take_rows(inputs: Any) -> list[int]:
+    """Return the numbers of a batch's rows; a batch of examples has its own use for them."""
+    if isinstance(inputs, list):
+        return sorted({example["row"] for example in inputs})
+    rows: list[int] = inputs.pop("row").tolist()
+    return rows
+
+
+def bad_step(run: Run, step: int, what: str, *, rows: list[int]) -> RuleError:
+    """Return the error that a step with these rows went wrong."""
     label = run.data.label
     return RuleError(
         f"the {what} at step {step}; training stopped, nothing was kept",
@@ -279,8 +304,10 @@ def _bad_step(run: Run, step: int, what: str, *, rows: list[int]) -> RuleError:
     )
 
 
-def train(run: Run, trainer: Any) -> None:
+def train(run: Run, trainer: Any, *, every: int = 1) -> None:
     """Train to the end, from the last checkpoint of this action if there is one.
+
+    Checkpoints are taken at multiples of `every` steps only.
 
     Raises:
         RuleError: E0910: a loss or a gradient is NaN or infinite, or a loss exactly zero.
@@ -290,11 +317,12 @@ def train(run: Run, trainer: Any) -> None:
     remember_start(trainer.model)
     fill_reference(trainer.model)
     expose_bias(trainer.model)
+    restore_precision(trainer.model)
     trainer.remove_callback(PrinterCallback)  # the context is told all that it would print
     trainer.data_collator = _with_rows(trainer.data_collator)
     checkpoints = Checkpoints.of(run.ctx.scratch)
     trackers = Trackers.start(run.ctx) if is_first() else Trackers(run.ctx)
-    trainer.add_callback(_reporter(run, trainer, checkpoints, trackers))
+    trainer.add_callback(_reporter(run, trainer, checkpoints, trackers, every=every))
     if run.params.launch is not None:
         trainer.add_callback(confirmation(run.ctx, run.params.launch, trainer))
     if run.eval_data is not None:
@@ -317,14 +345,16 @@ def _with_rows(collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> An
 
     def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = collator(examples)
-        if "row" in examples[0]:
+        if "row" in examples[0] and not isinstance(batch, list):
             batch["row"] = torch.tensor([example["row"] for example in examples])
         return batch
 
     return collate
 
 
-def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints, trackers: Trackers) -> Any:
+def _reporter(
+    run: Run, trainer: Any, checkpoints: Checkpoints, trackers: Trackers, *, every: int
+) -> Any:
     from transformers import TrainerCallback
 
     started = time.monotonic()
@@ -339,7 +369,8 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints, trackers: Tracke
             trainer.rows_of_step = []
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step < state.max_steps and told_by_first(checkpoints.is_due()):
+            may_save = state.global_step < state.max_steps and state.global_step % every == 0
+            if may_save and told_by_first(checkpoints.is_due()):
                 self.save_began = time.monotonic()
                 control.should_save = True
 
@@ -374,7 +405,7 @@ def _metrics_of(run: Run, trainer: Any, logs: dict[str, Any]) -> dict[str, float
     norm = logs.get("grad_norm") or 0.0
     if not math.isfinite(norm):
         what = f"gradient has the norm {norm}"
-        raise _bad_step(run, trainer.state.global_step, what, rows=trainer.rows_of_step)
+        raise bad_step(run, trainer.state.global_step, what, rows=trainer.rows_of_step)
     metrics = {k: float(v) for k, v in logs.items() if isinstance(v, int | float)}
     metrics.pop("epoch", None)
     return metrics
@@ -436,5 +467,7 @@ def save(run: Run, model: Any, *, settings: Mapping[str, Any] | None = None) -> 
         save_adapter(model, out, base=run.inputs.model, trained=trained)
     else:
         save_model(model, out, base=run.inputs.model, settings=settings, trained=trained)
-    if run.data.template is not None and has_other_template(run.data, run.inputs.model):
-        (out / TEMPLATE_NAME).write_text(run.data.template, encoding="utf-8")
+    adapter = run.inputs.adapter
+    carried = run.data.template or ("" if adapter is None else own_template(adapter))
+    if carried and template_digest(carried) != template_digest(own_template(run.inputs.model)):
+        (out / TEMPLATE_NAME).write_text(carried, encoding="utf-8")

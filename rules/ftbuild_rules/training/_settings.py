@@ -12,20 +12,23 @@ from ftbuild.api import (
     Inputs,
     Model,
     Params,
+    QuantizedModel,
     Tokens,
 )
+from ftbuild_rules.models._files import OF_THE_MODEL
 from ftbuild_rules.training._launch import Launch, check_launch
 from ftbuild_rules.training._lora import Lora
 
-PINS = ("torch", "transformers", "peft", "trl", "accelerate")
+PINS = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 PRELOAD = ("torch", "transformers", "peft", "trl")
 
 
 class TrainingInputs(Inputs):
     """What a method trains on."""
 
-    model: Model
-    """The base model, whose weights stay as they are when an adapter is trained."""
+    model: Model | QuantizedModel
+    """The base model, whose weights stay as they are when an adapter is trained; a quantized one
+    always does (QLoRA)."""
     adapter: Adapter | None = None
     """Continue this adapter of `model`."""
     data: Tokens
@@ -36,6 +39,8 @@ class TrainingInputs(Inputs):
 
 class TrainingParams(Params):
     """How a method trains."""
+
+    elsewhere = OF_THE_MODEL
 
     epochs: float = Field(3.0, gt=0)
     """How often each row is seen."""
@@ -141,6 +146,13 @@ def output_kind(kinds: Mapping[str, tuple[str, ...]], params: Any) -> type[Artif
 
 def check(kinds: Mapping[str, tuple[str, ...]], params: Any) -> None:
     """Refuse attributes that exclude each other."""
+    if "quantized_model" in kinds["model"] and params.lora is None and "adapter" not in kinds:
+        raise AttributeProblem(
+            "model",
+            "`model` is quantized, and quantized weights cannot be trained",
+            "add `lora = { r = 16 }` to train an adapter; to train all weights, name the model "
+            "that it was quantized from",
+        )
     if params.lora is not None and "adapter" in kinds:
         raise AttributeProblem(
             "lora",

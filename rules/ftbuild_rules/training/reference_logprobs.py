@@ -16,6 +16,7 @@ from ftbuild.api import (
     Inputs,
     Model,
     Params,
+    QuantizedModel,
     RuleError,
     Tokens,
     canonical_json,
@@ -40,7 +41,7 @@ _Pair = tuple[list[int], list[int]]
 class ReferenceLogprobsInputs(Inputs):
     """Whose log-probabilities, of what."""
 
-    model: Model
+    model: Model | QuantizedModel
     """The base model."""
     adapter: Adapter | None = None
     """An adapter of `model`: the one that the training continues."""

@@ -1,0 +1,37 @@
+"""Load a model for computing with it, whether quantized or not."""
+
+from typing import Any
+
+from ftbuild.api import QuantizedModel
+from ftbuild_rules.quantization._dequantize import Base
+
+
+def load_network(
+    kind: Any, model: Base, *, new_layers: tuple[str, ...] = (), **settings: Any
+) -> Any:
+    """Return the network of an artifact; its path is where it came from.
+
+    `kind` is a class of Transformers' such as `AutoModelForCausalLM`; `new_layers` are those that
+    it has and the artifact has not.
+    """
+    if isinstance(model, QuantizedModel) and new_layers:
+        settings["config"] = _with_whole(model, new_layers, settings.pop("num_labels"))
+    network = kind.from_pretrained(model.path, **settings, local_files_only=True)
+    if isinstance(model, QuantizedModel):
+        for module in network.modules():
+            # On CPUs that have AVX512-BF16, bitsandbytes would round the scales to bfloat16 in
+            # the first evaluation and go on with those: other numbers than on other CPUs, and
+            # than those of a training that was not evaluated.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+    return network
+
+
+def _with_whole(model: QuantizedModel, new_layers: tuple[str, ...], num_labels: int) -> Any:
+    """Return the settings by which new layers are not taken for quantized ones."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model.path, num_labels=num_labels, local_files_only=True)
+    skipped = config.quantization_config.get("llm_int8_skip_modules") or ["lm_head"]
+    config.quantization_config["llm_int8_skip_modules"] = [*skipped, *new_layers]
+    return config
