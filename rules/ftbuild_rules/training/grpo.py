@@ -31,8 +31,8 @@ from ftbuild.api import (
 )
 from ftbuild_rules.training import _loop, _settings
 from ftbuild_rules.training._grpo import trainer_class
-from ftbuild_rules.training._rewards import Rewards, make_rewards
 from ftbuild_rules.training._reference import require_unmoved
+from ftbuild_rules.training._rewards import Rewards, make_rewards
 from ftbuild_rules.training._settings import (
     PINS,
     PRELOAD,
