@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from ftbuild.api import QuantizedModel
+from ftbuild.api import QuantizedModel, RuleError
+from ftbuild_rules.models._trusted import runs_own_code
 from ftbuild_rules.quantization._dequantize import Base
 
 
@@ -13,10 +14,27 @@ def load_network(
 
     `kind` is a class of Transformers' such as `AutoModelForCausalLM`; `new_layers` are those that
     it has and the artifact has not.
+
+    Raises:
+        RuleError: E0955: it has no such attention.
     """
     if isinstance(model, QuantizedModel) and new_layers:
         settings["config"] = _with_whole(model, new_layers, settings.pop("num_labels"))
-    network = kind.from_pretrained(model.path, **settings, local_files_only=True)
+    try:
+        network = kind.from_pretrained(
+            model.path,
+            **settings,
+            local_files_only=True,
+            trust_remote_code=runs_own_code(model.path),
+        )
+    except ValueError as error:
+        if "does not support an attention implementation" not in str(error):
+            raise
+        raise RuleError(
+            f"`{model.label or 'model'}` has no attention `{settings['attn_implementation']}`",
+            code="E0955",
+            fix='set `attention = "eager"`',
+        ) from error
     if isinstance(model, QuantizedModel):
         for module in network.modules():
             # On CPUs that have AVX512-BF16, bitsandbytes would round the scales to bfloat16 in

@@ -31,6 +31,7 @@ from ftbuild.api import (
 )
 from ftbuild_rules.training import _loop, _settings
 from ftbuild_rules.training._grpo import trainer_class
+from ftbuild_rules.training._reference import require_unmoved
 from ftbuild_rules.training._rewards import Rewards, make_rewards
 from ftbuild_rules.training._settings import (
     PINS,
@@ -102,6 +103,10 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: GrpoParams) -> None:
         AttributeProblem: there are such.
     """
     _settings.check(kinds, params)
+    if params.launch is not None:
+        raise AttributeProblem("launch", "`grpo` trains in one process", "remove `launch`")
+    if params.beta and params.lora is not None:
+        require_unmoved(params.lora)
     if not {"rewards", "reward_models"} & set(kinds):
         raise AttributeProblem(
             "rewards", "nothing rewards the completions", 'write `rewards = ["reward.py:score"]`'
