@@ -161,10 +161,16 @@ def _input(checked: Checked, wanted: "InputField", value: Any) -> None:
     for place, item in found:
         read(checked, wanted, place, item)
     if wanted.outside in ("source", "function") and len(checked.findings) == before:
-        shape = "function" if wanted.outside == "function" else wanted.shape
-        checked.sources[name] = {shape: value}
+        checked.sources[name] = {_SOURCE_SHAPES[wanted.outside, wanted.shape]: value}
 
 
+_SOURCE_SHAPES = {
+    ("source", "one"): "one",
+    ("source", "list"): "list",
+    ("source", "table"): "table",
+    ("function", "one"): "function",
+    ("function", "list"): "functions",
+}
 _PLURAL = {
     None: "labels",
     "source": "sources",

@@ -9,15 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftbuild import events, fastpath, lockfile, outputs, slots, usersettings
+from ftbuild import events, fastpath, lockfile, outputs, sandbox, slots, usersettings
 from ftbuild.action import Describer
 from ftbuild.digest import Digest
 from ftbuild.errors import FtbuildError
 from ftbuild.executor import Executor
 from ftbuild.registry import Registry
 from ftbuild.run import Runner, Shell
+from ftbuild.sandbox import Sandbox
 from ftbuild.store.statcache import RACY_NS
 from ftbuild.store.trees import Tree
 from ftbuild.workers import Workers
@@ -126,19 +128,8 @@ class Build:
     @cached_property
     def _executor(self) -> Executor:
         project = self._project
-        shell = Shell(_program_path())
         work = project.folder / "work"
         work.mkdir(exist_ok=True)
-
-        def environment() -> dict[str, str]:
-            registry = Registry(project.root, project.workspace.project_rules)
-            return {
-                **shell.variables(str(work)),
-                **registry.environment(),
-                "PYTHONHASHSEED": "0",
-                "PYTHONDONTWRITEBYTECODE": "1",
-                "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-            }
 
         logs = project.folder / "log"
         runner = Runner(
@@ -146,12 +137,13 @@ class Build:
             store=project.store,
             resolver=self._describer.resolver,
             lock=project.locked,
-            workers=Workers(environment, work),
-            shell=shell,
+            workers=Workers(lambda: worker_environment(project, work), work),
+            shell=SHELL,
             environment=os.environ,
             logs=logs,
             has_logs=logs.is_dir(),
             statcache=project.folder / "stat.bin",
+            sandbox=self._sandbox(),
         )
         jobs = project.options.jobs or project.setting("run", "jobs")
         return Executor(
@@ -167,6 +159,13 @@ class Build:
             self._force,
             project.supply(lambda text: self._on_event(events.Warned(None, text))),
         )
+
+    def _sandbox(self) -> Sandbox | None:
+        if not self._project.setting("run", "sandbox"):
+            return None
+        if reason := sandbox.problem():
+            self._on_event(events.Warned("", sandbox.WEAKER.format(reason)))
+        return sandbox_of(self._project)
 
     def remember(self, names: Sequence[str], wanted: Sequence[str]) -> None:
         """Note the stats of all that made this answer, so that the next run needs no more.
@@ -240,9 +239,28 @@ class Build:
         )
 
 
-def _program_path() -> str:
-    """Return where actions find programs: beside this Python, then the system's places."""
-    return os.pathsep.join([os.path.dirname(sys.executable), "/usr/local/bin", "/usr/bin", "/bin"])
+SHELL = Shell(
+    os.pathsep.join([os.path.dirname(sys.executable), "/usr/local/bin", "/usr/bin", "/bin"])
+)
+"""Where actions find programs: beside this Python, then the system's places."""
+
+
+def worker_environment(project: "Project", work: Path) -> dict[str, str]:
+    """Return the environment with which the workers of a build start."""
+    registry = Registry(project.root, project.workspace.project_rules)
+    return {
+        **SHELL.variables(str(work)),
+        **registry.environment(),
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
+
+
+def sandbox_of(project: "Project") -> Sandbox:
+    """Return the sandbox of this machine for a project."""
+    registry = Registry(project.root, project.workspace.project_rules)
+    return sandbox.make(project.root, registry.folders())
 
 
 @contextmanager

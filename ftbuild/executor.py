@@ -193,6 +193,9 @@ class Executor:
             if output is not None:
                 self._is_fresh(node, action, output)
                 return
+            if objection := self.store.distrusted.get(action.key):
+                told = f"the record in the store is not trusted: {objection}; it is built anew"
+                self.on_event(events.Warned(label, told))
             if self.supply is not None:
                 self._aside(label, lambda: self._look_up(node, action))
                 return

@@ -119,6 +119,12 @@ def read(
     )
 
 
+def profiles(root: Path) -> tuple[str, ...]:
+    """Return the names of the profiles of a workspace."""
+    table = packages.read_all(root, set(), everything=False).tables.get("", {}).get("profile", {})
+    return tuple(table) if isinstance(table, dict) else ()
+
+
 def _declarations(reading: packages.Reading) -> tuple[dict[str, Declaration], list[Finding]]:
     """Return all targets by label, families as one, and what is wrong with their tables."""
     declared: dict[str, Declaration] = {}

@@ -37,7 +37,8 @@ class Reason:
     """One cause why a target is not fresh."""
 
     kind: str
-    """new, attribute, source, input, library, rule, variable, missing, forced, waits."""
+    """new, attribute, source, input, library, rule, variable, missing, untrusted, forced,
+    waits."""
     detail: str
     lines: tuple[str, ...] = ()
     """More of it, such as the rows that changed."""
@@ -132,6 +133,8 @@ class Planner:
     def reasons(self, action: Action, *, with_rows: bool = False) -> tuple[Reason, ...]:
         """Return what differs between the last build's key document and this one."""
         label = action.target.label
+        if objection := self.store.distrusted.get(action.key):
+            return (Reason("untrusted", f"the record in the store is not trusted: {objection}"),)
         built = self.history.built.get(label)
         if built is None:
             return (Reason("new", "never built here"),)
@@ -284,6 +287,8 @@ def _source_names(action: Action) -> dict[str, str]:
         for key, source in table.items():
             for relative, _, _, name in source.files:
                 found["/".join(p for p in (field, key, relative) if p)] = name
+            if source.function is not None:
+                found["/".join(p for p in (field, key, source.function) if p)] = source.spec
     return found
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ftbuild.signing import is_public
 from ftbuild.spans import Finding
 from ftbuild.units import parse_age, parse_size
 from ftbuild.wording import as_toml, did_you_mean, kind_of_value
@@ -51,6 +52,12 @@ def _texts(example: str, help_text: str) -> Setting:
     return Setting("a list of texts", _are_texts, example, help_text, schema)
 
 
+def _flag(help_text: str) -> Setting:
+    return Setting(
+        "true or false", lambda v: type(v) is bool, "true", help_text, {"type": "boolean"}
+    )
+
+
 SETTINGS: dict[str, dict[str, Setting]] = {
     "project": {
         "name": _text("support-bot", "What the workspace is called in messages."),
@@ -65,6 +72,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             "How many actions run at the same time.",
             {"type": "integer", "minimum": 1},
         ),
+        "sandbox": _flag("Each action sees its declared inputs alone and has no network."),
     },
     "cache": {
         "dir": _text("~/.cache/ftbuild", "The store's directory."),
@@ -100,6 +108,17 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             '"30 d"',
             "`ftbuild gc` drops what was not used for so long.",
             {"type": "string", "examples": ["30 d"]},
+        ),
+        "trusted_keys": Setting(
+            "a list of public keys",
+            lambda v: isinstance(v, list) and all(map(is_public, v)),
+            '["ed25519:…"], as `ftbuild keys` prints it',
+            "Whose records are believed, besides those made here.",
+            {"type": "array", "items": {"type": "string", "pattern": "^ed25519:"}},
+        ),
+        "require_signed": _flag(
+            "A record that none of `trusted_keys` has signed counts as absent; by default so "
+            "where there are such keys."
         ),
     },
 }

@@ -28,6 +28,7 @@ from ftbuild.rule import Fragment, Function, Piece, Rule, Source, SourceFile, Va
 from ftbuild.store.actions import Record
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
+from ftbuild.store.trust import Trust
 
 
 def run(document: dict[str, Any], events: IO[str]) -> int:
@@ -157,8 +158,12 @@ class WorkerContext:
 
     def _open_store(self) -> Store:
         if self._store is None:
+            given = self._document["trust"]
+            trust = given and Trust(
+                given["project"], frozenset(given["trusted"]), given["is_required"]
+            )
             self._store = Store(
-                Path(self._document["store"]), StatCache(Path(self._document["statcache"]))
+                Path(self._document["store"]), StatCache(Path(self._document["statcache"])), trust
             )
         return self._store
 
@@ -185,6 +190,8 @@ class WorkerContext:
         for i, tree, value in self._run_pieces(function, todo, missing):
             record = Record(digests[i], tree, value, documents[i], {})
             store.publish(record)
+            if self._document["trust"]:
+                self._say(published=record.key)
             found[record.key] = record
             done += 1
             self.progress(done, len(todo))

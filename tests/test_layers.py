@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A module imports from its own line or a line above, inside functions too. Among
 # the imports that loading a file makes there is no cycle.
 LAYERS = """
-__version__ errors digest labels units docstrings
+__version__ errors digest labels units docstrings signing
 kinds view rule wording rows
 store.*
 remote.*
@@ -32,11 +32,11 @@ keys lockfile usersettings
 sources.*
 action history plan locking
 events slots
-worker warm workers
+guard sandbox worker warm workers
 run
 executor
 outputs workspace viewing fastpath transfer
-build project doctor
+build verification selection project doctor
 ftbuild
 cli.* __main__
 """
@@ -47,6 +47,7 @@ ON_REQUEST = {
     ("ftbuild.sources.sql", "sqlalchemy"),
     ("ftbuild.sources.bucket", "fsspec"),
     ("ftbuild.remote.bucket", "obstore"),
+    ("ftbuild.signing", "cryptography"),
 }
 
 # Of a rule pack's own modules and the standard library a rule file may import all.

@@ -22,7 +22,7 @@ OUTCOME_STYLES = {
     "skipped": "yellow",
 }
 # Of these the detail says all; of the other kinds the word is part of the sentence.
-_SELF_EXPLAINING = ("new", "missing", "forced", "waits")
+_SELF_EXPLAINING = ("new", "missing", "untrusted", "forced", "waits")
 
 
 def duration(seconds: float) -> str:
@@ -121,6 +121,11 @@ def error_block(event: Finished) -> Iterator[Line]:
     yield plain(f"  log: ftbuild log {event.label}", "dim")
 
 
+def failure_lines(rendered: str) -> Iterator[Line]:
+    """Yield a rendered error, indented below the line that it is about."""
+    return ((Span("  "), *line) for line in error_lines(rendered))
+
+
 def log_lines(event: Finished) -> Iterator[Line]:
     """Yield the end of a failed action's log.
 
@@ -131,8 +136,8 @@ def log_lines(event: Finished) -> Iterator[Line]:
 
 def warning_line(event: Warned) -> Line:
     """Return `warning: helper: …`."""
-    head = "" if event.label is None else f"{event.label}: "
-    return (Span("warning: ", "yellow"), Span(f"{head}{one_line(event.text)}"))
+    about = f"{event.label}: " if event.label else ""
+    return (Span("warning: ", "yellow"), Span(f"{about}{one_line(event.text)}"))
 
 
 def summary_line(event: Summary) -> Line:

@@ -82,8 +82,11 @@ def prepare(
     form: Form,
     rule: str,
     settings: Mapping[str, Any] | None = None,
+    room: int = 0,
 ) -> Run:
     """Check all that can be checked before a model is loaded; `settings` change its config.
+
+    Behind each row there must be `room` for so many more tokens.
 
     Raises:
         RuleError: E0901 to E0907: tokens, model and adapter do not belong together.
@@ -93,7 +96,7 @@ def prepare(
     given = [tokens for tokens in (inputs.data, inputs.eval_data) if tokens is not None]
     rows = [read_tokens(tokens, form, rule=rule) for tokens in given]
     for each in rows:
-        require_fit(each, inputs.model, settings=settings)
+        require_fit(each, inputs.model, settings=settings, room=room)
         if not params.other_template:
             require_template(each, inputs.model)
     return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None)
@@ -217,11 +220,11 @@ def watched(trainer_class: type, run: Run, *, zero_is_wrong: bool) -> type:
         def training_step(
             self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
         ) -> Any:
-            rows = inputs.pop("row").tolist()
+            rows = _take_rows(inputs)
             loss = super().training_step(model, inputs, num_items_in_batch)
             value = loss.item()
             if not math.isfinite(value) or (zero_is_wrong and value == 0.0):
-                raise _bad_step(run, self.state.global_step + 1, f"loss is {value}", rows=rows)
+                raise bad_step(run, self.state.global_step + 1, f"loss is {value}", rows=rows)
             self.rows_of_step += rows  # emptied when a step begins
             return loss
 
@@ -236,7 +239,16 @@ def watched(trainer_class: type, run: Run, *, zero_is_wrong: bool) -> type:
     return Watched
 
 
-def _bad_step(run: Run, step: int, what: str, *, rows: list[int]) -> RuleError:
+def _take_rows(inputs: Any) -> list[int]:
+    """Return the numbers of a batch's rows; a batch of examples has its own use for them."""
+    if isinstance(inputs, list):
+        return sorted({example["row"] for example in inputs})
+    rows: list[int] = inputs.pop("row").tolist()
+    return rows
+
+
+def bad_step(run: Run, step: int, what: str, *, rows: list[int]) -> RuleError:
+    """Return the error that a step with these rows went wrong."""
     label = run.data.label
     return RuleError(
         f"the {what} at step {step}; training stopped, nothing was kept",
@@ -246,8 +258,10 @@ def _bad_step(run: Run, step: int, what: str, *, rows: list[int]) -> RuleError:
     )
 
 
-def train(run: Run, trainer: Any) -> None:
+def train(run: Run, trainer: Any, *, every: int = 1) -> None:
     """Train to the end, from the last checkpoint of this action if there is one.
+
+    Checkpoints are taken at multiples of `every` steps only.
 
     Raises:
         RuleError: E0910: a loss or a gradient is NaN or infinite, or a loss exactly zero.
@@ -258,7 +272,7 @@ def train(run: Run, trainer: Any) -> None:
     trainer.remove_callback(PrinterCallback)  # the context is told all that it would print
     trainer.data_collator = _with_rows(trainer.data_collator)
     checkpoints = Checkpoints.of(run.ctx.scratch)
-    trainer.add_callback(_reporter(run, trainer, checkpoints))
+    trainer.add_callback(_reporter(run, trainer, checkpoints, every=every))
     if run.eval_data is not None:
         trainer.add_callback(evaluations(run.params, run.ctx.scratch))
     resume = checkpoints.newest()
@@ -275,14 +289,14 @@ def _with_rows(collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> An
 
     def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = collator(examples)
-        if "row" in examples[0]:
+        if "row" in examples[0] and not isinstance(batch, list):
             batch["row"] = torch.tensor([example["row"] for example in examples])
         return batch
 
     return collate
 
 
-def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints) -> Any:
+def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints, *, every: int) -> Any:
     from transformers import TrainerCallback
 
     started = time.monotonic()
@@ -297,7 +311,8 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints) -> Any:
             trainer.rows_of_step = []
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step < state.max_steps and checkpoints.is_due():
+            may_save = state.global_step < state.max_steps and state.global_step % every == 0
+            if may_save and checkpoints.is_due():
                 self.save_began = time.monotonic()
                 control.should_save = True
 
@@ -312,7 +327,7 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints) -> Any:
                 return
             norm = logs.get("grad_norm", 0.0)
             if not math.isfinite(norm):
-                raise _bad_step(
+                raise bad_step(
                     run,
                     state.global_step,
                     f"gradient has the norm {norm}",

@@ -1,4 +1,4 @@
-"""Tokens as training reads them: memory-mapped, in row order, checked before a model is loaded.
+r"""Tokens as training reads them: memory-mapped, in row order, checked before a model is loaded.
 
 One row of SFT tokens: {"input_ids": [1, 9, 4, 2], "labels": [-100, -100, 4, 2]}.
 A packed row has {"seq_lengths": [2, 2]} besides: where each of its documents ends.
@@ -6,6 +6,8 @@ One row of preference tokens: {"prompt_ids": [1, 9], "chosen_ids": [4, 2], "reje
 One row of unpaired tokens: {"prompt_ids": [1, 9], "completion_ids": [4, 2], "label": True}.
 One row of stepwise tokens, labelled 1 or 0 where a right or wrong step ends:
 {"input_ids": [1, 9, 4, 8, 5, 8], "labels": [-100, -100, -100, 1, -100, 0]}.
+One row of prompts, with its other columns as JSON:
+{"prompt_ids": [1, 9], "metadata": "{\"answer\":\"4\"}"}.
 """
 
 import hashlib
@@ -19,12 +21,13 @@ from ftbuild.api import Place, RuleError, Tokens
 from ftbuild_rules.models._files import TEMPLATE_NAME
 from ftbuild_rules.quantization._dequantize import Base
 
-Form = Literal["sft", "preference", "unpaired", "stepwise"]
+Form = Literal["sft", "preference", "unpaired", "stepwise", "prompts"]
 COLUMNS: dict[Form, tuple[str, ...]] = {
     "sft": ("input_ids", "labels"),
     "preference": ("prompt_ids", "chosen_ids", "rejected_ids"),
     "unpaired": ("prompt_ids", "completion_ids", "label"),
     "stepwise": ("input_ids", "labels"),
+    "prompts": ("prompt_ids", "metadata"),
 }
 _SOURCES = {"sft": "messages", "preference": "preference"}
 """The form of the dataset that tokens are made of, where it has another name."""
@@ -111,8 +114,12 @@ def read_tokens(tokens: Tokens, form: Form, *, rule: str) -> TokenRows:
     return TokenRows(label, form, table.select([*COLUMNS[form], *packed]), text)
 
 
-def require_fit(rows: TokenRows, model: Base, *, settings: Mapping[str, Any] | None = None) -> None:
+def require_fit(
+    rows: TokenRows, model: Base, *, settings: Mapping[str, Any] | None = None, room: int = 0
+) -> None:
     """Refuse rows that `model` cannot be trained on; `settings` are laid over its config.
+
+    Behind each row there must be `room` for so many more tokens.
 
     Raises:
         RuleError: E0903: a row is longer than the model's context; E0904: an id is not in its
@@ -122,15 +129,18 @@ def require_fit(rows: TokenRows, model: Base, *, settings: Mapping[str, Any] | N
     config = {**config, **config.get("text_config", {}), **(settings or {})}
     for lengths, first in _row_lengths(rows):
         context = config.get("max_position_embeddings")
-        if context is not None and (too_long := (lengths > context).nonzero()[0]).size:
+        if context is not None and (too_long := (lengths + room > context).nonzero()[0]).size:
             row = int(too_long[0])
+            more = f", and {room} may follow" if room else ""
             raise _row_error(
                 rows,
                 first + row,
-                f"row {first + row} of `{rows.label}` has {int(lengths[row])} tokens; the model "
-                f"reads at most {context}",
+                f"row {first + row} of `{rows.label}` has {int(lengths[row])} tokens{more}; the "
+                f"model reads at most {context}",
                 code="E0903",
-                fix=f"set `max_length = {context}` on `{rows.label}`",
+                fix=f"set `max_length = {context - room}` on `{rows.label}`"
+                if room < context
+                else f"the tokens that follow must be fewer than {context}",
             )
     _require_ids(rows, int(config["vocab_size"]))
     if rows.is_packed:
@@ -196,8 +206,10 @@ def _row_lengths(rows: TokenRows) -> Iterator[tuple[Any, int]]:
         return
     columns = [_chunks(rows, name) for name in ("prompt_ids", *_completions(rows))]
     for (_, prompt, first), *completions in zip(*columns, strict=True):
-        longest = np.maximum.reduce([np.diff(bounds) for _, bounds, _ in completions])
-        yield np.diff(prompt) + longest, first
+        lengths = np.diff(prompt)
+        if completions:
+            lengths = lengths + np.maximum.reduce([np.diff(b) for _, b, _ in completions])
+        yield lengths, first
 
 
 def _completions(rows: TokenRows) -> tuple[str, ...]:
@@ -211,7 +223,7 @@ def _require_ids(rows: TokenRows, vocab_size: int) -> None:
     if rows.form == "stepwise":
         _require_step_labels(rows)
     for name in COLUMNS[rows.form]:
-        if name == "label" or (name == "labels" and rows.form == "stepwise"):
+        if name in ("label", "metadata") or (name == "labels" and rows.form == "stepwise"):
             continue
         lowest = _MASKED if name == "labels" else 0
         for values, bounds, first in _chunks(rows, name):
@@ -272,6 +284,9 @@ def _require_trainable(rows: TokenRows) -> None:
     """
     import numpy as np
 
+    if rows.form == "prompts":
+        _require_prompts(rows)
+        return
     empty: list[int] = []
     has_labels = "labels" in COLUMNS[rows.form]
     if has_labels:
@@ -298,3 +313,18 @@ def _require_trainable(rows: TokenRows) -> None:
             fix=f"look at `ftbuild inspect {rows.label} --row {row}`; check `train_on` and "
             "`max_length`",
         )
+
+
+def _require_prompts(rows: TokenRows) -> None:
+    import numpy as np
+
+    for _, bounds, first in _chunks(rows, "prompt_ids"):
+        if (empty := (np.diff(bounds) == 0).nonzero()[0]).size:
+            row = first + int(empty[0])
+            raise _row_error(
+                rows,
+                row,
+                f"row {row} of `{rows.label}` has no prompt",
+                code="E0905",
+                fix="remove it",
+            )

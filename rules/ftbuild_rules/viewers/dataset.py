@@ -142,7 +142,8 @@ def diff(a: Artifact, b: Artifact) -> View:
     """Show how many rows of two datasets differ, and the first of them."""
     found = diff_rows(a, b)
     examples = [
-        {"a": _given(change.before), "b": _given(change.after)} for change in found.examples
+        {"row": change.number, "a": _given(change.before), "b": _given(change.after)}
+        for change in found.examples
     ]
     data = {
         "added": found.added,
@@ -161,13 +162,13 @@ def _given(row: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _change_lines(change: RowChange) -> list[Line]:
-    """Return a row that came or went in one line, and of a changed one what differs."""
+    """Return the number of a row, and it or what changed in it."""
     before, after = _given(change.before), _given(change.after)
+    lines: list[Line] = [(Span(f"row {change.number}", "bold"),)]
     if before is None:
-        return [(Span("+ " + _cut(_json(after), 0), "green"),)]
+        return [*lines, (Span("+ " + _cut(_json(after), 0), "green"),)]
     if after is None:
-        return [(Span("- " + _cut(_json(before), 0), "red"),)]
-    lines: list[Line] = []
+        return [*lines, (Span("- " + _cut(_json(before), 0), "red"),)]
     for name in before:
         old, new = _json(before[name]), _json(after.get(name))
         if old != new:

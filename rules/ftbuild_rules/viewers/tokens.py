@@ -96,7 +96,8 @@ def diff(a: Artifact, b: Artifact) -> View:
     }
     lines = summary_lines(found)
     for change, example in zip(found.examples, examples, strict=True):
-        lines.append((Span(example["what"], "bold"),))
+        at = "" if example["at"] is None else f", first at {example['at']}"
+        lines.append((Span(f"row {example['row']}: {example['what']}{at}", "bold"),))
         for sign, row, tokenizer in zip(
             "-+", (change.before, change.after), tokenizers, strict=True
         ):
@@ -108,9 +109,14 @@ def diff(a: Artifact, b: Artifact) -> View:
 
 def _example(change: RowChange) -> dict[str, Any]:
     before, after = change.before, change.after
+    at = None
     if before is None or after is None:
         what = "added" if before is None else "removed"
     else:
         changed = [name for name in before if before[name] != after.get(name)]
         what = "labels alone changed" if changed == ["labels"] else f"{', '.join(changed)} changed"
-    return {"what": what, "a": before, "b": after}
+        old, new = before[changed[0]], after.get(changed[0])
+        if isinstance(old, list) and isinstance(new, list):
+            pairs = zip(old, new, strict=False)
+            at = next((place for place, (x, y) in enumerate(pairs) if x != y), None)
+    return {"row": change.number, "what": what, "at": at, "a": before, "b": after}

@@ -181,7 +181,10 @@ def test_difference_of_two_tokens(tmp_path: Path) -> None:
     view = tokens_viewer.diff(before, after)
     assert (view.data["added"], view.data["removed"], view.data["changed"]) == (0, 0, 2)
     assert [example["what"] for example in view.data["examples"]] == ["labels alone changed"] * 2
-    assert marked(view)[:2] == ["[yellow]~ 2 rows changed", "[bold]labels alone changed"]
+    assert marked(view)[:2] == [
+        "[yellow]~ 2 rows changed",
+        "[bold]row 0: labels alone changed, first at 26",
+    ]
     assert "[red]- [green]Hello<|im_end|>" in marked(view)
     assert "[green]+ [green]Hello[dim]<|im_end|>" in marked(view)
 
