@@ -13,6 +13,7 @@ from ftbuild.api import (
     TOKENIZER,
     AttributeProblem,
     Context,
+    Dataset,
     Field,
     Inputs,
     Model,
@@ -26,6 +27,7 @@ from ftbuild.api import (
 )
 from ftbuild_rules.models._files import INDEX_NAME, SINGLE_NAME, TEMPLATE_NAME, weight_files
 from ftbuild_rules.models._gguf import convert_gguf
+from ftbuild_rules.models._random import make_random
 from ftbuild_rules.models._safetensors import (
     StoredTensor,
     TensorSpec,
@@ -60,7 +62,7 @@ _SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 class BaseModelInputs(Inputs):
     """Where the model comes from."""
 
-    source: Annotated[Source, NEEDED]
+    source: Annotated[Source, NEEDED] | None = None
     """A Transformers directory (a folder or `hf:ORG/NAME`), or one GGUF file."""
     code: Annotated[Source, CODE] | None = None
     """Trust the Python files of this folder or repository and run them wherever the model is
@@ -68,6 +70,8 @@ class BaseModelInputs(Inputs):
     pickled: Annotated[Source, PICKLED] | None = None
     """The folder or repository of pickled weights (`pytorch_model.bin`), each of which
     `allow_pickled` names by its digest."""
+    tokenizer_data: Dataset | None = None
+    """With `from_config`: the rows whose texts a tokenizer is trained on."""
 
 
 class BaseModelParams(Params):
@@ -79,6 +83,14 @@ class BaseModelParams(Params):
     allow_pickled: tuple[str, ...] = ()
     """The SHA-256 digests of pickled weights that you trust. Only tensors are read of them, and
     the model is written as safetensors."""
+    from_config: dict[str, bool | int | float | str] | None = None
+    """Instead of `source`: random weights of this architecture, for tests and to `pretrain`, as in
+    `from_config = { model_type = "llama", hidden_size = 256, num_hidden_layers = 4 }`. The chat
+    template is `chatml` if none is given."""
+    vocab_size: int = Field(8192, ge=300)
+    """With `from_config`: ids of the byte-level BPE tokenizer, at most."""
+    seed: int = Field(42, ge=0, lt=2**32)
+    """With `from_config`: of the random weights."""
     chat_template: str | None = None
     """Replaces the model's own: the text of a Jinja template, or the name of one of the
     standard set (`chatml`)."""
@@ -94,7 +106,8 @@ class BaseModelParams(Params):
 
 
 def check(kinds: Mapping[str, tuple[str, ...]], params: BaseModelParams) -> None:
-    """Refuse a chat template that is neither a text nor a known name."""
+    """Refuse attributes that exclude each other, and an unknown chat template."""
+    _check_origin(kinds, params)
     given, known = params.chat_template, templates()
     if given is not None and "{" not in given and given not in known:
         raise AttributeProblem(
@@ -104,27 +117,42 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: BaseModelParams) -> None
         )
 
 
+def _check_origin(kinds: Mapping[str, tuple[str, ...]], params: BaseModelParams) -> None:
+    if ("source" in kinds) == (params.from_config is not None):
+        raise AttributeProblem(
+            "from_config",
+            "a base model is made from `source` or from `from_config`, one of the two",
+            'write `source = "…"`, or `from_config` and `tokenizer_data`',
+        )
+    if params.from_config is None:
+        for name in ("tokenizer_data", "vocab_size", "seed"):
+            if name in kinds or name in params.model_fields_set:
+                raise AttributeProblem(
+                    name,
+                    f"`{name}` belongs to `from_config`",
+                    'remove it, or write `from_config = { model_type = "llama" }`',
+                )
+    elif "tokenizer_data" not in kinds:
+        raise AttributeProblem(
+            "from_config",
+            "`from_config` needs rows to train a tokenizer on",
+            "name a dataset as `tokenizer_data`",
+        )
+
+
 @rule(
     version=1,
     output=Model,
-    pins=("transformers", "tokenizers", "gguf"),
+    pins=("torch", "transformers", "tokenizers", "gguf"),
     preload=("torch", "transformers"),
     check=check,
 )
 def base_model(ctx: Context, inputs: BaseModelInputs, params: BaseModelParams) -> None:
-    """Bring in a model from a Transformers directory or a GGUF file.
+    """Bring in a model from a Transformers directory or a GGUF file, or make a random one.
 
     Weights are safetensors in and out; pickled weights and configs that load code are refused.
     """
-    files = inputs.source.files
-    if len(files) == 1 and files[0].relative.endswith(".gguf"):
-        dtype = "bfloat16" if params.dtype == "auto" else params.dtype
-        template = convert_gguf(files[0].path, ctx.out, dtype=dtype)
-    else:
-        given = {f.relative: f.path for f in files}
-        if inputs.pickled is not None:
-            given = _with_unpickled(ctx, given, inputs.pickled, params.allow_pickled)
-        template = _take_directory(ctx, given, params.dtype, code=inputs.code)
+    template = _make(ctx, inputs, params)
     if params.chat_template is not None:
         template = templates().get(params.chat_template, params.chat_template)
     if template is not None:
@@ -132,6 +160,30 @@ def base_model(ctx: Context, inputs: BaseModelInputs, params: BaseModelParams) -
     additions = Additions(params.add_tokens, params.add_special_tokens, params.pad_token)
     if additions:
         ctx.facts(added_rows=extend_vocabulary(ctx.out, additions))
+
+
+def _make(ctx: Context, inputs: BaseModelInputs, params: BaseModelParams) -> str | None:
+    """Fill `ctx.out` but for the chat template, which is returned."""
+    if inputs.source is None:
+        assert params.from_config is not None
+        assert inputs.tokenizer_data is not None  # `check` has seen to it
+        make_random(
+            ctx.out,
+            params.from_config,
+            inputs.tokenizer_data,
+            vocab_size=params.vocab_size,
+            dtype="float32" if params.dtype == "auto" else params.dtype,
+            seed=params.seed,
+        )
+        return templates()["chatml"]
+    files = inputs.source.files
+    if len(files) == 1 and files[0].relative.endswith(".gguf"):
+        dtype = "bfloat16" if params.dtype == "auto" else params.dtype
+        return convert_gguf(files[0].path, ctx.out, dtype=dtype)
+    given = {f.relative: f.path for f in files}
+    if inputs.pickled is not None:
+        given = _with_unpickled(ctx, given, inputs.pickled, params.allow_pickled)
+    return _take_directory(ctx, given, params.dtype, code=inputs.code)
 
 
 def _with_unpickled(

@@ -2,13 +2,16 @@
 
 from typing import Any
 
-from ftbuild.api import QuantizedModel, RuleError
+from ftbuild.api import QuantizedModel, RewardModel, RuleError
 from ftbuild_rules.models._trusted import runs_own_code
 from ftbuild_rules.quantization._dequantize import Base
 
+HEAD_NAMES = ("score", "classifier")
+"""What Transformers calls the layer that scores a text or its tokens, by architecture."""
+
 
 def load_network(
-    kind: Any, model: Base, *, new_layers: tuple[str, ...] = (), **settings: Any
+    kind: Any, model: Base | RewardModel, *, new_layers: tuple[str, ...] = (), **settings: Any
 ) -> Any:
     """Return the network of an artifact; its path is where it came from.
 
