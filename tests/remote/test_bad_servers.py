@@ -5,6 +5,10 @@ Each row says how often its fault fired. The table is what `docs/reliability.md`
 
 import gzip
 import http.client
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -381,6 +385,34 @@ def test_after_a_few_failures_nobody_is_asked(
         assert set(b.make(*(f"t{n}" for n in range(30))).values()) == {"built"}
     assert len(hits) <= 3 * (5 + 8)  # five failures, and what eight threads had begun by then
     assert len(b.warnings()) == 1
+
+
+def test_interrupt_does_not_wait_for_a_server_that_hangs(
+    tmp_path: Path, right: tuple[Checkout, dict[str, bytes]]
+) -> None:
+    state = State(dict(right[1]))
+    asked = threading.Event()
+
+    def wait(handler: Handler, _: bytes) -> None:
+        asked.set()
+        state.over.wait(60)
+
+    state.lie = wait
+    with server(state) as url:
+        b = checkout(tmp_path / "b", url)
+        environment = {
+            **os.environ,
+            **b.environment,
+            "FTBUILD_CACHE": str(b.store),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
+        command = [sys.executable, "-m", "ftbuild", "make"]
+        with subprocess.Popen(
+            command, cwd=b.root, env=environment, stderr=subprocess.DEVNULL
+        ) as process:
+            assert asked.wait(60)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(8) == 130  # STALL_S is 10
 
 
 def test_canary_secrets_are_in_no_output(tmp_path: Path) -> None:
