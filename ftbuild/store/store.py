@@ -13,7 +13,7 @@ appear whole or not at all. A record appears after its bytes. What is read is ve
 
 import os
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from functools import wraps
 from pathlib import Path
@@ -360,6 +360,12 @@ class Store:
 
         self.flush()
         return Checker(self._layout, self._blobs, self.trust, fetch).run()
+
+    def records(self) -> Iterator[Record]:
+        """Yield every whole record, whoever made it."""
+        from ftbuild.store.check import records
+
+        return records(self._layout)
 
     def _exclude(self, wait_s: float) -> int:
         if self._shared is not None:
