@@ -169,7 +169,7 @@ class Store:
         return digest
 
     @_in_words
-    def receive(self, digest: Digest, blocks: Iterable[bytes]) -> bool:
+    def receive(self, digest: Digest, blocks: Iterable[bytes | bytearray]) -> bool:
         """Make what comes in `blocks` a blob if it has this digest; say whether it has.
 
         It is durable with the record that is published next.

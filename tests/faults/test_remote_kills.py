@@ -163,18 +163,15 @@ def one_point(
         shutil.rmtree(place)
 
 
-def _harm(found: Sweep) -> int:
-    return len(found.corrupt) + len(found.sent_again) + len(found.failed)
-
-
 @pytest.mark.parametrize("command", ["push", "pull --all", "make -j 1 --quiet"])
 def test_killed_anywhere_nothing_is_half_there_or_sent_twice(tmp_path: Path, command: str) -> None:
     found = sweep(tmp_path, command)
-    report("38", f"kill -9 during {command}", fired=found.fired, bad=_harm(found))
+    bad = len(found.corrupt) + len(found.sent_again) + len(found.failed)
+    report("1", f"kill -9 of `{command}`", fired=found.fired, bad=bad)
     assert found.planned >= POINTS
-    # On a busy machine the threads share the calls otherwise, and some points are never reached.
-    assert found.fired > found.planned // 2
-    assert (found.corrupt, found.sent_again, found.failed) == ([], [], [])
+    # Which of eight threads makes a call for the n-th time varies, so a few points are not met.
+    assert found.fired > found.planned / 2
+    assert found == Sweep(planned=found.planned, fired=found.fired)
 
 
 BROKEN = """\
@@ -198,6 +195,6 @@ def test_sweep_turns_red_on_a_remote_that_is_written_in_place(tmp_path: Path) ->
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "sitecustomize.py").write_text(BROKEN)
     found = sweep(tmp_path, "push", most=4, path=str(tmp_path / "broken"), call="chmod")
-    report("38", "kill -9 during push", control_red=bool(found.corrupt))
     assert found.fired  # which of eight threads makes the n-th call varies
+    report("1", "kill -9 of `push`", control_red=bool(found.corrupt))
     assert found.corrupt

@@ -1,6 +1,5 @@
 """A tiny random model of each family: trained by the common ways, and loaded by plain libraries."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi": {},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
+    "qwen2_moe": {
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    },
+    "qwen3_moe": {
+        "head_dim": 8,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16,
+    },
+    "phi3": {},
     "gemma": {"head_dim": 8},
+    "gemma2": {"head_dim": 8},
     "gptj": GPTJ,
     "gpt_neox": {},
 }
@@ -50,10 +63,6 @@ def train(
     return run_rule(rule, inputs, {**defaults, **params}, tmp_path, ctx=ctx), ctx
 
 
-def is_moe(model: Artifact) -> bool:
-    return "num_local_experts" in json.loads((model.path / "config.json").read_text())
-
-
 def test_family_trains_merges_and_is_loaded(tmp_path: Path, model: Artifact) -> None:
     import torch
     from peft import PeftModel
@@ -65,9 +74,7 @@ def test_family_trains_merges_and_is_loaded(tmp_path: Path, model: Artifact) -> 
     assert ctx.known["last_loss"] < ctx.known["first_loss"]
     AutoModelForCausalLM.from_pretrained(whole.path)
 
-    # PEFT's `all-linear` adapts the experts too, which `merge` refuses.
-    lora = {**LORA, "target_modules": ["q_proj", "v_proj"]} if is_moe(model) else LORA
-    adapter, ctx = train(tmp_path, sft, {"model": model, "data": rows}, lora=lora)
+    adapter, ctx = train(tmp_path, sft, {"model": model, "data": rows}, lora=LORA)
     assert ctx.known["last_loss"] < ctx.known["first_loss"]
     inputs = {"model": model, "adapter": adapter, "data": pairs}
     polite, ctx = train(tmp_path, dpo, inputs)
@@ -84,6 +91,12 @@ def test_family_trains_merges_and_is_loaded(tmp_path: Path, model: Artifact) -> 
     assert not torch.allclose(before, beside, atol=1e-2)
     assert torch.allclose(after, beside, atol=1e-3)
     assert new.digest != polite.digest
+    # The new one, of all linear layers, in a base of its own.
+    plain = AutoModelForCausalLM.from_pretrained(model.path)
+    with torch.no_grad():
+        loaded = PeftModel.from_pretrained(plain, new.path).eval()(ids).logits
+    assert loaded.isfinite().all()
+    assert not torch.equal(loaded, before)
 
 
 def test_family_keeps_packed_documents_apart(tmp_path: Path, model: Artifact) -> None:
