@@ -143,8 +143,8 @@ class Build:
             logs=logs,
             has_logs=logs.is_dir(),
             statcache=project.folder / "stat.bin",
-            trackers=tuple(project.setting("run", "trackers") or ()),
             sandbox=self._sandbox(),
+            trackers=tuple(project.setting("run", "trackers") or ()),
         )
         jobs = project.options.jobs or project.setting("run", "jobs")
         return Executor(

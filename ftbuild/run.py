@@ -100,10 +100,10 @@ class Runner:
     """The file of the stat cache, which workers read too."""
     has_logs: bool
     """Whether earlier builds left logs of failures."""
-    trackers: tuple[str, ...] = ()
-    """From [run]; what they log lies in the folder `trackers` beside the logs."""
     sandbox: Sandbox | None = None
     """Around each action, which then sees its declared inputs alone."""
+    trackers: tuple[str, ...] = ()
+    """From [run]; what they log lies in the folder `trackers` beside the logs."""
     desks: threading.local = field(default_factory=threading.local)
     """A desk for each thread."""
     _rules: dict[str, "Rule"] = field(default_factory=dict)

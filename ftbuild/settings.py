@@ -75,6 +75,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             "How many actions run at the same time.",
             {"type": "integer", "minimum": 1},
         ),
+        "sandbox": _flag("Each action sees its declared inputs alone and has no network."),
         "trackers": Setting(
             f"a list of {', '.join(f'`{name}`' for name in TRACKERS)}",
             lambda v: isinstance(v, list) and all(item in TRACKERS for item in v),
@@ -82,7 +83,6 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             "Where trainings log their curves too. A tracker that fails changes nothing.",
             {"type": "array", "items": {"enum": list(TRACKERS)}},
         ),
-        "sandbox": _flag("Each action sees its declared inputs alone and has no network."),
     },
     "cache": {
         "dir": _text("~/.cache/ftbuild", "The store's directory."),
