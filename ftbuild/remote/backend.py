@@ -13,6 +13,9 @@ MAX_RECORD_BYTES = 64 << 20
 """No record is larger: it lists the files of one artifact."""
 
 
+Data = bytes | bytearray
+
+
 class RemoteError(Exception):
     """A remote store did not do what it was asked for; the text holds no secret."""
 
@@ -40,7 +43,7 @@ class Backend(Protocol):
     name: str
     """Its address without user, password or token, for messages."""
 
-    def get(self, path: str, limit: int) -> bytes | None:
+    def get(self, path: str, limit: int) -> Data | None:
         """Return an object, None if it is not there.
 
         Raises:

@@ -10,7 +10,7 @@ from itertools import islice
 
 from ftbuild.digest import Digest, hash_bytes, hash_value
 from ftbuild.remote import window
-from ftbuild.remote.backend import MAX_OBJECT_BYTES, MAX_RECORD_BYTES, RemoteError
+from ftbuild.remote.backend import MAX_OBJECT_BYTES, MAX_RECORD_BYTES, Data, RemoteError
 from ftbuild.remote.guard import Guard
 from ftbuild.remote.layer import Found
 from ftbuild.remote.result import BadMessage, Blob, Result, decode_manifest
@@ -27,14 +27,14 @@ class Gone(Exception):
         self.what = what
 
 
-def parse(data: bytes, key: Digest) -> Found:
+def parse(data: Data, key: Digest) -> Found:
     """Return the record of `key` in the message `data`.
 
     Raises:
         Gone: it is damaged, or another action's.
     """
     try:
-        result = Result.decode(data)
+        result = Result.decode(bytes(data))
         record = decode(result.record, key)
         is_own = hash_value(record.document) == key
     except (BadMessage, DamagedRecord, ValueError, TypeError, RecursionError) as error:
@@ -115,14 +115,14 @@ class RemoteLayer:
     def _manifest(self, blob: Blob) -> tuple[Blob, ...]:
         data = self._get(blob, MAX_RECORD_BYTES)
         try:
-            if hash_bytes(data) != blob.digest:
+            if hash_bytes(bytes(data)) != blob.digest:
                 raise BadMessage("its bytes have another digest")
-            return decode_manifest(data)
+            return decode_manifest(bytes(data))
         except BadMessage as error:
             self.suspects.add(blob.digest)
             raise Gone(f"a list of chunks that is none: {error}") from error
 
-    def _get(self, blob: Blob, limit: int = MAX_OBJECT_BYTES) -> bytes:
+    def _get(self, blob: Blob, limit: int = MAX_OBJECT_BYTES) -> Data:
         data = self.guard.get(f"cas/{blob.digest}", min(blob.size, limit))
         if data is None:
             self.suspects.add(blob.digest)
@@ -150,7 +150,7 @@ class RemoteLayer:
         self.guard.close()
 
 
-def _next(stream: Iterator[bytes], count: int) -> Iterator[bytes]:
+def _next(stream: Iterator[Data], count: int) -> Iterator[Data]:
     return islice(stream, count)
 
 

@@ -80,6 +80,8 @@ class Supply:
             if reason is None:
                 self._store.keep_known(found.record)
                 return found.record
+            if isinstance(layer, RemoteLayer):  # who may write replaces it by a result of ours
+                layer.distrusted.add(key)
             self._tell(f"`{layer.name}` has a result that is not used: {reason}")
         return None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.fault_report import report
 from ftbuild.remote import guard, web
 from remote.checkout import Checkout, checkout
 from remote_kit import NGINX, Handler, free_port, nginx, serve
@@ -129,6 +130,20 @@ LIES: dict[str, Lie] = {
 }
 
 
+ROWS = {
+    "204": "32",
+    "a login page": "32",
+    "500": "33",
+    "hangs": "34",
+    "dribbles its head": "34",
+    "dribbles its body": "34",
+    "compressed without being asked": "35",
+    "endless": "35",
+    "a redirect to another path": "43",
+}
+"""The rows of the fault table; all others are of row 31."""
+
+
 def endless(handler: Handler) -> None:
     handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
     handler.close_connection = True
@@ -185,7 +200,7 @@ def test_lie_is_a_miss_and_one_warning(
     assert state.fired > 0
     [warning] = b.warnings()
     assert warning.startswith(f"the remote `{url}` ")
-    print(f"{of} {name}: fired {state.fired} times; {warning}")
+    report(ROWS.get(name, "31"), f"a remote gives for {of}: {name}", fired=state.fired, bad=0)
     assert state.other_hits == 0
     assert_right(b, a)
     assert {p for p, d in state.objects.items() if honest.get(p) != d} <= {
@@ -237,6 +252,7 @@ def test_server_that_takes_nothing_costs_one_warning(
     assert state.fired > 0
     assert any(WRITES[name][1] in w for w in b.warnings()), b.warnings()
     assert len(b.warnings()) == 1
+    report("45" if name == "too large" else "12", f"the remote is {name}", fired=1, bad=0)
     assert state.objects == {}
     assert_right(b, a)
 
@@ -270,6 +286,7 @@ def test_server_that_loses_what_it_takes_gives_no_record_without_blobs(
             if path.startswith("/ac/"):
                 assert blobs_of(state.objects, path) <= state.objects.keys()
     assert fired == len(range(0, num_puts, 8))
+    report("38", "an upload is cut at a request", fired=fired, bad=0)
 
 
 def blobs_of(objects: dict[str, bytes], path: str) -> set[str]:
@@ -301,6 +318,7 @@ def test_no_server_costs_one_line(
     began = time.monotonic()
     assert set(b.make().values()) == {"built"}
     assert time.monotonic() - began < 10
+    report("37", f"the remote is down: {why}", fired=1, bad=0)
     assert b.warnings() == [f"the remote `{url}` cannot be used ({why}): going on without it"]
     assert_right(b, a)
 
@@ -387,6 +405,7 @@ def test_canary_secrets_are_in_no_output(tmp_path: Path) -> None:
         path for path in tmp_path.rglob("*") if path.is_file() and b"k4n4r1" in path.read_bytes()
     ]
     assert found == []
+    report("42", "canary secrets in the address and the token", fired=3, bad=0)
 
 
 def test_http_client_alone_would_take_a_cut_body(
@@ -399,5 +418,7 @@ def test_http_client_alone_would_take_a_cut_body(
     with server(state) as url:
         connection = http.client.HTTPConnection(url.removeprefix("http://"))
         connection.request("GET", path)
-        assert connection.getresponse().read() == state.objects[path][:-1]
+        is_taken = connection.getresponse().read() == state.objects[path][:-1]
+        report("31", "a remote gives for cas: cut short without a length", control_red=is_taken)
+        assert is_taken
         connection.close()

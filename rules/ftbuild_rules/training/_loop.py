@@ -40,6 +40,7 @@ from ftbuild_rules.training._lora import (
     require_base,
     save_adapter,
 )
+from ftbuild_rules.training._machine import require_machine
 from ftbuild_rules.training._model import save_model
 from ftbuild_rules.training._quantized import keep_precision, restore_precision
 from ftbuild_rules.training._settings import TrainingParams
@@ -62,6 +63,7 @@ from ftbuild_rules.training._shards import (
     template_digest,
 )
 from ftbuild_rules.training._targets import require_targets
+from ftbuild_rules.training._trackers import Trackers
 
 
 class MethodInputs(Protocol):
@@ -112,8 +114,9 @@ def prepare(
 
     Raises:
         RuleError: E0901 to E0907: tokens, model and adapter do not belong together; E0950: nor
-            does the `lora` table.
+            does the `lora` table; E0951, E0954: this machine cannot do what is asked for.
     """
+    require_machine(params)
     if inputs.adapter is not None:
         require_base(inputs.adapter, inputs.model)
     given = [tokens for tokens in (inputs.data, inputs.eval_data) if tokens is not None]
@@ -205,7 +208,8 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "max_grad_norm": params.max_grad_norm,
         "optim": params.optimizer,
         "bf16": params.dtype == "bfloat16",
-        "fp16": False,
+        "fp16": params.dtype == "float16",
+        "use_liger_kernel": params.liger,
         "activation_checkpointing": params.activation_checkpointing,
         "seed": params.seed,
         "data_seed": params.seed,
@@ -317,7 +321,8 @@ def train(run: Run, trainer: Any, *, every: int = 1) -> None:
     trainer.remove_callback(PrinterCallback)  # the context is told all that it would print
     trainer.data_collator = _with_rows(trainer.data_collator)
     checkpoints = Checkpoints.of(run.ctx.scratch)
-    trainer.add_callback(_reporter(run, trainer, checkpoints, every=every))
+    trackers = Trackers.start(run.ctx) if is_first() else Trackers(run.ctx)
+    trainer.add_callback(_reporter(run, trainer, checkpoints, trackers, every=every))
     if run.params.launch is not None:
         trainer.add_callback(confirmation(run.ctx, run.params.launch, trainer))
     if run.eval_data is not None:
@@ -325,7 +330,10 @@ def train(run: Run, trainer: Any, *, every: int = 1) -> None:
     resume = told_by_first(checkpoints.newest() if is_first() else None)
     if resume is not None:
         run.ctx.log(f"resuming from {resume.name}")
-    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    try:
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    finally:
+        trackers.close()
     if run.params.keep == "best":
         wait_for_all()
         restore_weights(trainer.model, run.ctx.scratch)
@@ -344,7 +352,9 @@ def _with_rows(collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> An
     return collate
 
 
-def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints, *, every: int) -> Any:
+def _reporter(
+    run: Run, trainer: Any, checkpoints: Checkpoints, trackers: Trackers, *, every: int
+) -> Any:
     from transformers import TrainerCallback
 
     started = time.monotonic()
@@ -373,7 +383,7 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints, *, every: int) -
             self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
         ) -> None:
             if "loss" not in logs:
-                _tell_evaluation(run, state, logs)
+                trackers.log(state.global_step, _tell_evaluation(run, state, logs))
                 return
             metrics = _metrics_of(run, trainer, logs)
             if (tokens := metrics.pop("num_tokens", None)) is not None:
@@ -381,6 +391,7 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints, *, every: int) -
                 elapsed = time.monotonic() - started
                 metrics["tokens_per_s"] = (tokens - first_tokens[0]) / elapsed
             run.ctx.progress(state.global_step, state.max_steps, **metrics)
+            trackers.log(state.global_step, metrics)
 
     return Reporter()
 
@@ -400,15 +411,15 @@ def _metrics_of(run: Run, trainer: Any, logs: dict[str, Any]) -> dict[str, float
     return metrics
 
 
-def _tell_evaluation(run: Run, state: Any, logs: dict[str, float]) -> None:
-    """Tell the context of the loss on `eval_data`, if that is what was logged.
+def _tell_evaluation(run: Run, state: Any, logs: dict[str, float]) -> dict[str, float]:
+    """Tell the context of the loss on `eval_data`, if that is what was logged; return it.
 
     Raises:
         RuleError: E0910: it is NaN or infinite.
     """
     loss = logs.get("eval_loss")
     if loss is None:
-        return
+        return {}
     if not math.isfinite(loss):
         assert run.eval_data is not None
         raise RuleError(
@@ -419,6 +430,7 @@ def _tell_evaluation(run: Run, state: Any, logs: dict[str, float]) -> None:
             fix="lower `learning_rate`",
         )
     run.ctx.progress(state.global_step, state.max_steps, eval_loss=loss)
+    return {"eval_loss": loss}
 
 
 def _record(run: Run, trainer: Any) -> None:

@@ -90,12 +90,14 @@ class TrainingParams(Params):
         "sgd",
     ] = "adamw_torch_fused"
     """As Transformers names it. Those of 8 bits hold their state in an eighth of the memory, the
-    paged ones outside the GPU when it is full."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """The type to compute in. What is trained is kept in float32; with `bfloat16` the frozen
-    weights are held in bfloat16 and the rest is mixed precision."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Implementation of attention."""
+    paged ones outside the GPU when it is full, for which there must be one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The type to compute in. What is trained is kept in float32; with the others the frozen
+    weights are held in that type and the rest is mixed precision. `float16` needs a GPU."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Implementation of attention; `flash_attention_2` needs a GPU and the extra `flash-attn`."""
+    liger: bool = False
+    """Use Liger's kernels, which need a GPU and the extra `liger`: less memory and time."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     other_template: bool = False
@@ -157,6 +159,12 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: Any) -> None:
             "`lora` makes a new adapter and `adapter` continues one; both cannot be",
             "remove `lora` to continue the adapter; to put a new one on top of it, `merge` it and "
             "name the merged model as `model`",
+        )
+    if params.attention == "flash_attention_2" and params.dtype == "float32":
+        raise AttributeProblem(
+            "attention",
+            "`flash_attention_2` does not compute in float32",
+            'set `dtype = "bfloat16"`, or `attention = "sdpa"`',
         )
     if params.max_steps is not None and "epochs" in params.model_fields_set:
         raise AttributeProblem(

@@ -29,7 +29,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi": {},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
+    "qwen2_moe": {
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    },
+    "qwen3_moe": {
+        "head_dim": 8,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16,
+    },
+    "phi3": {},
     "gemma": {"head_dim": 8},
+    "gemma2": {"head_dim": 8},
     "gptj": GPTJ,
     "gpt_neox": {},
 }
@@ -77,6 +91,12 @@ def test_family_trains_merges_and_is_loaded(tmp_path: Path, model: Artifact) -> 
     assert not torch.allclose(before, beside, atol=1e-2)
     assert torch.allclose(after, beside, atol=1e-3)
     assert new.digest != polite.digest
+    # The new one, of all linear layers, in a base of its own.
+    plain = AutoModelForCausalLM.from_pretrained(model.path)
+    with torch.no_grad():
+        loaded = PeftModel.from_pretrained(plain, new.path).eval()(ids).logits
+    assert loaded.isfinite().all()
+    assert not torch.equal(loaded, before)
 
 
 def test_family_keeps_packed_documents_apart(tmp_path: Path, model: Artifact) -> None:
