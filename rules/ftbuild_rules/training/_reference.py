@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ftbuild.api import Adapter, Artifact, AttributeProblem, File, Model, Place, RuleError, Tokens
+from ftbuild.api import Adapter, Artifact, AttributeProblem, File, Place, RuleError, Tokens
 from ftbuild_rules.data._arrow import read_table, shard_paths
+from ftbuild_rules.quantization._dequantize import Base
 from ftbuild_rules.training import _settings
 from ftbuild_rules.training._lora import CONFIG_NAME, MOVES_BASE, Lora
 from ftbuild_rules.training._settings import TrainingInputs, TrainingParams
@@ -46,7 +47,7 @@ class Reference:
     @classmethod
     def of(
         cls,
-        inputs: tuple[Model, Artifact | None, Tokens],
+        inputs: tuple[Base, Artifact | None, Tokens],
         *,
         dtype: str,
         kl: dict[str, int] | None = None,
@@ -66,7 +67,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: TrainingParams) -> None:
     """
     _settings.check(kinds, params)
     if params.lora is not None and "reference" not in kinds:
-        _check_start(params.lora)
+        require_unmoved(params.lora)
     if "eval_reference" in kinds and not {"reference", "eval_data"} <= set(kinds):
         raise AttributeProblem(
             "eval_reference",
@@ -88,13 +89,17 @@ def moves_base(lora: Lora) -> str | None:
     return f'init = "{lora.init}"' if lora.init in MOVES_BASE else None
 
 
-def _check_start(lora: Lora) -> None:
-    """Refuse adapters without which the base is no longer what it was before the first step."""
+def require_unmoved(lora: Lora) -> None:
+    """Refuse adapters without which the base is no longer what it was before the first step.
+
+    Raises:
+        AttributeProblem: it is such a one.
+    """
     if moved := moves_base(lora):
         raise AttributeProblem(
             "lora",
             f"`lora.{moved}` changes weights of the base, which is the reference here",
-            "add a `reference_logprobs` target and name it as `reference`",
+            "begin in another way, or name a `reference_logprobs` target as `reference`",
         )
 
 

@@ -85,6 +85,12 @@ def confirmation(ctx: Context, launch: Launch, trainer: Any) -> Any:
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             ctx.facts(launch=require_as_asked(launch, trainer))
+            together = launch.processes * args.per_device_train_batch_size
+            if missing := -len(trainer.train_dataset) % together:
+                ctx.warn(
+                    f"each epoch repeats {missing} rows, so that all {launch.processes} processes "
+                    "have as many"
+                )
 
     return Confirmation()
 

@@ -25,6 +25,7 @@ from ftbuild.api import (
     Function,
     Model,
     Place,
+    QuantizedModel,
     RewardModel,
     RuleError,
     rule,
@@ -51,7 +52,7 @@ class GrpoInputs(TrainingInputs):
     prompts; it returns a number for each completion, or None where it has nothing to say."""
     reward_models: tuple[RewardModel, ...] = ()
     """Targets of the rule `reward_model` that score the whole text, after `rewards`."""
-    reward_base: Model | None = None
+    reward_base: Model | QuantizedModel | None = None
     """The base of those of `reward_models` that are adapters, where it is not `model`."""
 
 

@@ -3,6 +3,7 @@
 Two processes over gloo on a CPU; the losses are those of one process at the same global batch.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from ftbuild.api import Artifact, AttributeProblem, Model, RuleError, Tokens
-from ftbuild.testing import RecordingContext, artifact, context, run_rule
+from ftbuild.testing import RecordingContext, artifact, context, run_rule, tree_digest
 from ftbuild_rules.training.dpo import dpo
 from ftbuild_rules.training.sft import sft
 from resuming import child, job, read_until, run_here
@@ -120,6 +121,7 @@ def test_preferences_in_two_processes_follow_the_curve_of_one(tmp_path: Path) ->
     one, alone = train(tmp_path, dpo, inputs, batch_size=8, lora=LORA)
     two, ctx = train(tmp_path, dpo, inputs, launch=DDP, lora=LORA)
     assert losses(ctx) == pytest.approx(losses(alone), abs=1e-4)
+    assert ctx.warnings == []
     same_layout(one, two)
 
 
@@ -175,17 +177,27 @@ def test_silent_fallback_of_the_libraries_is_refused(
     assert (caught.value.problems[0].code, caught.value.problems[0].what) == ("E0952", found)
 
 
-@pytest.mark.parametrize(
-    ("launch", "how"),
-    [
-        (DDP, signal.SIGKILL),
-        (FSDP, signal.SIGINT),
-    ],
-    ids=["ddp-SIGKILL", "fsdp-SIGINT"],
-)
-def test_killed_launch_leaves_no_process_and_resumes_to_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch: dict[str, Any], how: signal.Signals
-) -> None:
+def started(folder: Path, launch: dict[str, Any], hook: Path | None = None) -> Any:
+    """Start a training in processes, wait for its fourth step; return it and its processes."""
+    inputs = inputs_of(folder)
+    named = {name: (each.kind, each.path) for name, each in inputs.items()}
+    params = {"batch_size": 4, "learning_rate": 1e-2, "epochs": 3, "lora": LORA, "launch": launch}
+    process = child("sft", job(folder / "job", named, **params), interval_s=0, first_path=hook)
+    assert read_until("step 4\n", process)
+    own = psutil.Process(process.pid).children(recursive=True)
+    assert len([each for each in own if "_process" in " ".join(each.cmdline())]) == 2
+    return process, own
+
+
+def end(process: Any, own: list[Any], how: signal.Signals) -> None:
+    process.send_signal(how)
+    process.wait(timeout=60)
+    process.stdout.close()
+    _, alive = psutil.wait_procs(own, timeout=60)
+    assert alive == []
+
+
+def test_killed_launch_leaves_no_process_and_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(
@@ -193,28 +205,23 @@ def test_killed_launch_leaves_no_process_and_resumes_to_the_same_bytes(
         "_checkpoints.INTERVAL_S = 0.0\n"
         "_checkpoints.SHARE = 0\n"
     )
-    inputs = inputs_of(tmp_path)
-    named = {name: (each.kind, each.path) for name, each in inputs.items()}
-    params = {"batch_size": 4, "learning_rate": 1e-2, "epochs": 3, "lora": LORA, "launch": launch}
-    straight, _ = train(tmp_path, sft, inputs, **params)
-
-    folder = job(tmp_path / "killed", named, **params)
-    process = child("sft", folder, interval_s=0, first_path=hook)
-    assert read_until("step 4\n", process)
-    started = psutil.Process(process.pid).children(recursive=True)
-    assert len([each for each in started if "_process" in " ".join(each.cmdline())]) == 2
-    process.send_signal(how)
-    process.wait(timeout=60)
-    process.stdout.close()
-    _, alive = psutil.wait_procs(started, timeout=60)
-    assert alive == []
-    assert not list((folder / "out").iterdir())
-
-    logged = run_here("sft", folder)
+    end(*started(tmp_path, FSDP, hook), signal.SIGKILL)
+    killed = tmp_path / "job"
+    assert not list((killed / "out").iterdir())
+    logged = run_here("sft", killed)
     assert logged in [[f"resuming from checkpoint-{step}"] for step in (3, 4, 5)]
-    files = sorted(p.name for p in straight.path.iterdir())
-    for name in files:
-        assert (folder / "out" / name).read_bytes() == (straight.path / name).read_bytes()
+
+    given = json.loads((killed / "inputs.json").read_text())
+    named = {field: (kind, Path(path)) for field, (kind, path) in given.items()}
+    params = json.loads((killed / "params.json").read_text())
+    straight = job(tmp_path / "straight", named, **params)
+    assert run_here("sft", straight) == []
+    assert tree_digest(killed / "out") == tree_digest(straight / "out")
+
+
+def test_interrupted_launch_leaves_no_process(tmp_path: Path) -> None:
+    end(*started(tmp_path, DDP), signal.SIGINT)
+    assert not list((tmp_path / "job" / "out").iterdir())
 
 
 @pytest.mark.parametrize(
