@@ -86,7 +86,7 @@ def _record_of(project: "Project", edge: Edge, digest: Digest) -> Record | None:
     """Return the record of the build of an input that gave the digest that was read."""
     for built in (project.history.built.get(edge.label), project.history.previous.get(edge.label)):
         if built is not None and digest in (built.tree, *built.parts.values()):
-            return project.store.find(built.key)
+            return project.store.find(built.key) or project.store.known(built.key)
     return None
 
 

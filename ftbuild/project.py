@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ftbuild import events, fastpath, lockfile, locking, outputs, signing, usersettings, workspace
 from ftbuild.action import Describer
+from ftbuild.digest import Digest
 from ftbuild.errors import DifferenceError, UsageError
 from ftbuild.graph import Graph, Target
 from ftbuild.history import Built, History, log_of_failure, workspace_folder
@@ -23,8 +24,10 @@ from ftbuild.lockfile import Lock
 from ftbuild.plan import Plan, Planner, State, Verdict
 from ftbuild.sources.resolver import Resolver
 from ftbuild.store.actions import Record
+from ftbuild.store.blobs import MissingBlob
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
+from ftbuild.store.trees import Entry, Tree
 from ftbuild.store.trust import Trust
 
 if TYPE_CHECKING:
@@ -605,7 +608,25 @@ class Project:
 
     def check_store(self) -> "Checked":
         """Hash every object of the store; damaged ones are moved away, and mended if possible."""
-        return self.store.check()
+        supply = self.supply(self.warnings.append)
+        if supply is None:
+            return self.store.check()
+        owners: dict[Digest, tuple[Record, Entry]] = {}
+
+        def fetch(digest: Digest) -> bool:
+            if not owners:
+                owners.update(
+                    (e.digest, (r, e)) for r in self.store.records() for e in r.tree.entries
+                )
+            if digest not in owners:
+                return False
+            record, entry = owners[digest]
+            with suppress(MissingBlob):
+                supply.fetch(record, Tree((entry,)))
+                return True
+            return False
+
+        return self.store.check(fetch)
 
     def lineage(self, name: str) -> "list[Step]":
         """Return all steps from the sources to the artifact of `name`, which comes last.

@@ -102,6 +102,8 @@ class Runner:
     """Whether earlier builds left logs of failures."""
     sandbox: Sandbox | None = None
     """Around each action, which then sees its declared inputs alone."""
+    trackers: tuple[str, ...] = ()
+    """From [run]; what they log lies in the folder `trackers` beside the logs."""
     desks: threading.local = field(default_factory=threading.local)
     """A desk for each thread."""
     _rules: dict[str, "Rule"] = field(default_factory=dict)
@@ -209,6 +211,7 @@ class _Run:
         tree = self._ingest()
         log_digest = None if is_silent else self.runner.store.put_file(Path(self.desk.log))
         snapshots = self._keep_sources()
+        facts = self.result["facts"]
         provenance = {
             "seconds": round(time.monotonic() - began, 3),
             "finished_at": int(time.time()),
@@ -218,7 +221,7 @@ class _Run:
             "label": self.action.target.label,
             "max_rss_bytes": end.max_rss_bytes,
             "is_reproducible": self.action.facts.is_reproducible,
-            "facts": self.secrets.value(self.result["facts"]),
+            "facts": self.secrets.value(facts) if facts else {},
             "warnings": self.warnings,
             "log": log_digest,
             "sources": snapshots,
@@ -277,7 +280,11 @@ class _Run:
             "work": self.desk.work,
             "scratch": str(runner.store.scratch(action.key)),
             "cpus": self.cpus,
-            "environment": {**runner.shell.variables(self.desk.work), **_devices(self.gpus)},
+            "environment": {
+                **runner.shell.variables(self.desk.work),
+                **_devices(self.gpus),
+                **self._tracking(),
+            },
             "store": str(runner.store.root),
             "statcache": str(runner.statcache),
             "known": self._linkable(),
@@ -291,6 +298,19 @@ class _Run:
         if view is not None:
             return runner.workers.run_alone(self.desk.document, view, log, self._hear)
         return runner.workers.run_worker(self.desk.document, action.facts.preload, log, self._hear)
+
+    def _tracking(self) -> dict[str, str]:
+        """Return the variables of trackers; theirs alone pass from the user's environment."""
+        runner = self.runner
+        if not runner.trackers:
+            return {}
+        own = tuple(f"{name.upper()}_" for name in runner.trackers)
+        return {
+            "FTBUILD_TRACKERS": " ".join(runner.trackers),
+            "FTBUILD_TRACKER_FOLDER": str(runner.logs.parent / "trackers"),
+            "FTBUILD_TRACKER_RUN": self.action.target.label.strip("/").replace("/", "-"),
+            **{name: value for name, value in runner.environment.items() if name.startswith(own)},
+        }
 
     def _hear(self, event: dict[str, Any]) -> None:
         if "done" in event:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from ftbuild.remote.backend import Backend, RemoteError
+from ftbuild.remote.backend import Backend, Data, RemoteError
 
 T = TypeVar("T")
 Tell = Callable[[str], None]
@@ -42,7 +42,7 @@ class Guard:
         self._lost_s = 0.0
         self._is_closing = threading.Event()
 
-    def get(self, path: str, limit: int) -> bytes | None:
+    def get(self, path: str, limit: int) -> Data | None:
         """Return an object, None if it is not there."""
         data = self._try(lambda: self._backend.get(path, limit))
         with self._lock:

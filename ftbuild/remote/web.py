@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ftbuild.remote.address import Address
-from ftbuild.remote.backend import RemoteError
+from ftbuild.remote.backend import Data, RemoteError
 
 CONNECT_S = 5.0
 STALL_S = 10.0
@@ -56,9 +56,9 @@ class Web:
         self._lock = threading.Lock()
         self._connections: list[http.client.HTTPConnection] = []
 
-    def get(self, path: str, limit: int) -> bytes | None:
+    def get(self, path: str, limit: int) -> Data | None:
         """Return an object, None if it is not there."""
-        found: bytes | None = self._ask("GET", path, lambda answer: _body(answer, limit))
+        found: Data | None = self._ask("GET", path, lambda answer: _body(answer, limit))
         return found
 
     def size(self, path: str) -> int | None:
@@ -299,32 +299,31 @@ def _announced(answer: http.client.HTTPResponse) -> int:
     return int(text)
 
 
-def _body(answer: http.client.HTTPResponse, limit: int) -> bytes:
+def _body(answer: http.client.HTTPResponse, limit: int) -> Data:
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         raise RemoteError("an answer is compressed, which was not asked for")
     size = answer.length
     if size is None:
         return _unannounced(answer, limit)
     if size > limit:
-        raise RemoteError(f"an answer has {size:,} bytes, more than {limit:,}")
+        raise RemoteError(f"an answer has {size:,} bytes, not {limit:,}", is_wrong=True)
     buffer = bytearray(size)
     view, got = memoryview(buffer), 0
     while got < size:
-        block = answer.read1(min(_BLOCK_BYTES, size - got))
-        if not block:
+        count = answer.readinto(view[got:])  # the reader below it keeps the time
+        if not count:
             raise RemoteError("an answer was cut short", is_temporary=True)
-        view[got : got + len(block)] = block
-        got += len(block)
-    return bytes(buffer)
+        got += count
+    return buffer
 
 
-def _unannounced(answer: http.client.HTTPResponse, limit: int) -> bytes:
+def _unannounced(answer: http.client.HTTPResponse, limit: int) -> Data:
     blocks, got = [], 0
     while block := answer.read1(_BLOCK_BYTES):
         blocks.append(block)
         got += len(block)
         if got > limit:
-            raise RemoteError(f"an answer has more than {limit:,} bytes")
+            raise RemoteError(f"an answer has more than {limit:,} bytes", is_wrong=True)
     return b"".join(blocks)
 
 

@@ -5,6 +5,10 @@ Each row says how often its fault fired. The table is what `docs/reliability.md`
 
 import gzip
 import http.client
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.fault_report import report
 from ftbuild.remote import guard, web
 from remote.checkout import Checkout, checkout
 from remote_kit import NGINX, Handler, free_port, nginx, serve
@@ -185,7 +190,7 @@ def test_lie_is_a_miss_and_one_warning(
     assert state.fired > 0
     [warning] = b.warnings()
     assert warning.startswith(f"the remote `{url}` ")
-    print(f"{of} {name}: fired {state.fired} times; {warning}")
+    report("31", f"a server that lies: {of}, {name}", fired=state.fired, bad=0)
     assert state.other_hits == 0
     assert_right(b, a)
     assert {p for p, d in state.objects.items() if honest.get(p) != d} <= {
@@ -237,6 +242,7 @@ def test_server_that_takes_nothing_costs_one_warning(
     assert state.fired > 0
     assert any(WRITES[name][1] in w for w in b.warnings()), b.warnings()
     assert len(b.warnings()) == 1
+    report("33", f"a server that takes nothing: {name}", fired=state.fired, bad=0)
     assert state.objects == {}
     assert_right(b, a)
 
@@ -270,6 +276,7 @@ def test_server_that_loses_what_it_takes_gives_no_record_without_blobs(
             if path.startswith("/ac/"):
                 assert blobs_of(state.objects, path) <= state.objects.keys()
     assert fired == len(range(0, num_puts, 8))
+    report("38", "an upload is cut at a request", fired=fired, bad=0)
 
 
 def blobs_of(objects: dict[str, bytes], path: str) -> set[str]:
@@ -301,6 +308,7 @@ def test_no_server_costs_one_line(
     began = time.monotonic()
     assert set(b.make().values()) == {"built"}
     assert time.monotonic() - began < 10
+    report("37", f"no server: {why}", fired=1, bad=0)
     assert b.warnings() == [f"the remote `{url}` cannot be used ({why}): going on without it"]
     assert_right(b, a)
 
@@ -365,6 +373,34 @@ def test_after_a_few_failures_nobody_is_asked(
     assert len(b.warnings()) == 1
 
 
+def test_interrupt_does_not_wait_for_a_server_that_hangs(
+    tmp_path: Path, right: tuple[Checkout, dict[str, bytes]]
+) -> None:
+    state = State(dict(right[1]))
+    asked = threading.Event()
+
+    def wait(handler: Handler, _: bytes) -> None:
+        asked.set()
+        state.over.wait(60)
+
+    state.lie = wait
+    with server(state) as url:
+        b = checkout(tmp_path / "b", url)
+        environment = {
+            **os.environ,
+            **b.environment,
+            "FTBUILD_CACHE": str(b.store),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
+        command = [sys.executable, "-m", "ftbuild", "make"]
+        with subprocess.Popen(
+            command, cwd=b.root, env=environment, stderr=subprocess.DEVNULL
+        ) as process:
+            assert asked.wait(60)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(8) == 130  # STALL_S is 10
+
+
 def test_canary_secrets_are_in_no_output(tmp_path: Path) -> None:
     state = State(lie=lambda h, d: h.answer(403), writes=lambda h: refuse(h, 403))
     seen: list[str | None] = []
@@ -399,5 +435,7 @@ def test_http_client_alone_would_take_a_cut_body(
     with server(state) as url:
         connection = http.client.HTTPConnection(url.removeprefix("http://"))
         connection.request("GET", path)
-        assert connection.getresponse().read() == state.objects[path][:-1]
+        is_taken = connection.getresponse().read() == state.objects[path][:-1]
+        report("31", "a server that lies: cut short", control_red=is_taken)
+        assert is_taken
         connection.close()

@@ -22,6 +22,7 @@ from ftbuild.api import (
     Place,
     RuleError,
     Source,
+    SourceFile,
     rule,
 )
 from ftbuild_rules.data._arrow import dataset_schema, shard_name
@@ -31,6 +32,7 @@ from ftbuild_rules.data._problems import MAX_PROBLEMS, Problems, Unreadable, fro
 from ftbuild_rules.data._read import Reading, files_with_rows, read_rows
 from ftbuild_rules.data._rows import Row
 from ftbuild_rules.data._shards import SizedRow, size_row
+from ftbuild_rules.data._slices import is_part, part_of
 from ftbuild_rules.data._typed import typed
 from ftbuild_rules.data._write import finish_dataset, write_dataset
 from ftbuild_rules.formats._all import FORMATS, Formatting, normal_row
@@ -148,7 +150,7 @@ def _check_prompt(name: str, template: str, format_name: str) -> None:
 )
 def dataset(ctx: Context, inputs: DatasetInputs, params: DatasetParams) -> None:
     """Read rows into their normal form, cut into shards by content."""
-    chunks = chunks_of(inputs.source)
+    chunks = None if is_part(inputs.source) else chunks_of(inputs.source)
     if chunks is not None and _by_chunks(ctx, inputs.source, params, chunks):
         return
     rows = _rows(ctx, inputs.source, params)
@@ -275,10 +277,16 @@ def _items(
         ctx.log(f"{other.name} holds no rows and is not read")
     reading = Reading(params.sample_by, params.members)
     how = _formatting(params)
+    for row in part_of(source, lambda: _all_rows(files, reading)):
+        yield _normal_row(row, params, how) if isinstance(row, Row) else row
+
+
+def _all_rows(
+    files: Sequence[SourceFile], reading: Reading
+) -> Iterator[Row | RuleError | Unreadable]:
     for file in files:
         try:
-            for row in read_rows(file, reading):
-                yield _normal_row(row, params, how) if isinstance(row, Row) else row
+            yield from read_rows(file, reading)
         except RuleError as error:
             yield Unreadable(error)
 

@@ -17,12 +17,14 @@ from ftbuild.api import (
     Model,
     Params,
     Place,
+    QuantizedModel,
     Report,
     RuleError,
     canonical_json,
     rule,
 )
 from ftbuild_rules.models._files import TEMPLATE_NAME
+from ftbuild_rules.quantization._load import load_network
 from ftbuild_rules.training._lora import require_base
 
 Messages = list[dict[str, str]]
@@ -31,7 +33,7 @@ Messages = list[dict[str, str]]
 class GenerateInputs(Inputs):
     """Who answers, and rows to take prompts from."""
 
-    model: Model
+    model: Model | QuantizedModel
     """The model that answers."""
     adapter: Adapter | None = None
     """An adapter of `model` to answer with."""
@@ -153,9 +155,8 @@ def _load(inputs: GenerateInputs, params: GenerateParams) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        inputs.model.path, dtype=getattr(torch, params.dtype), local_files_only=True
-    )
+    dtype = getattr(torch, params.dtype)
+    model = load_network(AutoModelForCausalLM, inputs.model, dtype=dtype)
     if inputs.adapter is not None:
         from peft import PeftModel
 

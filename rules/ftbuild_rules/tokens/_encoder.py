@@ -55,6 +55,9 @@ class Encoder:
         Raises:
             RuleError: they are not the tokenizer's own.
         """
+        return self._encode(texts, CHECKED_EVERY)
+
+    def _encode(self, texts: Sequence[str], checked_every: int | None) -> list[Any]:
         import numpy
 
         made = [self.words.encode(text) for text in texts] if self.words else [None] * len(texts)
@@ -85,7 +88,7 @@ class Encoder:
         if self.sizes is None:
             return self._encode_slowly(texts)
         out: list[Any] = []
-        for text, ids in zip(texts, self.encode_arrays(texts), strict=True):
+        for text, ids in zip(texts, self._encode(texts, None), strict=True):
             offsets = offsets_by_size(text, self.sizes[ids])
             out.append((ids, offsets) if offsets is not None else None)
         checked = range(0, len(texts), CHECKED_EVERY)
@@ -96,6 +99,7 @@ class Encoder:
             if out[place] is None:
                 out[place] = ids, offsets
             else:
+                _check_equal(out[place][0], ids, texts[place])
                 _check_places(out[place][1], offsets, texts[place])
         return out
 
@@ -242,7 +246,7 @@ def _check_places(made: Offsets, own: Offsets, text: str) -> None:
 def _differs(what: str, text: str) -> RuleError:
     return RuleError(
         f"the fast encoder gives {what} than the tokenizer; nothing was written",
-        code="E0837",
+        code="E0838",
         why=f"in the text {json.dumps(text[:80], ensure_ascii=False)}",
         fix="this is a fault of ftbuild: please report it with this text and the model's name",
     )

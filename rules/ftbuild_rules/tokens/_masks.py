@@ -130,15 +130,21 @@ def label_turns(
     """Return the labels of a conversation's tokens; `ids` is an array of int32."""
     labels = _masked(ids)
     trained = policy.trained(messages)
+    plans = [
+        (turn, policy.spans(turn, messages[turn.index], turn.index in trained)) for turn in turns
+    ]
+    edges = [e for turn, spans in plans for s in (*spans, turn.eot or (0, 0)) for e in s]
+    cuts = iter(offsets.cuts(edges))
     lacks_eot = has_split_token = False
     omits: int | None = None
-    for turn in turns:
-        is_trained = turn.index in trained
-        ender = range(0) if turn.eot is None else offsets.overlapping(*turn.eot)
-        for span in policy.spans(turn, messages[turn.index], is_trained):
-            has_split_token |= _train(labels, ids, offsets, span, ender)
+    for turn, spans in plans:
+        pairs = [(next(cuts), next(cuts)) for _ in (*spans, turn.eot)]
+        ender = range(0) if turn.eot is None else _tokens(*pairs[-1])
+        for pair in pairs[:-1]:
+            has_split_token |= _train(labels, ids, pair, ender)
         wants_eot = _wants_eot(policy.train_on_eot, turn.index, trained)
         labels[ender.start : ender.stop] = ids[ender.start : ender.stop] if wants_eot else MASKED
+        is_trained = turn.index in trained
         lacks_eot |= wants_eot and is_trained and not ender
         if is_trained and turn.omits_reasoning and policy.train_on_reasoning:
             omits = turn.index if omits is None else omits
@@ -148,10 +154,10 @@ def label_turns(
 def label_spans(ids: Any, offsets: Offsets, spans: Iterable[Span]) -> Labelled:
     """Return the labels of a text's tokens of which `spans` are trained on, in their order."""
     labels = _masked(ids)
-    has_split_token = False
-    for span in _joined(spans):
-        has_split_token |= _train(labels, ids, offsets, span, range(0))
-    return Labelled(labels, lacks_eot=False, has_split_token=has_split_token)
+    cuts = iter(offsets.cuts([edge for span in _joined(spans) for edge in span]))
+    # Each span's begin and end, two at a time.
+    splits = [_train(labels, ids, pair, range(0)) for pair in zip(cuts, cuts, strict=True)]
+    return Labelled(labels, lacks_eot=False, has_split_token=any(splits))
 
 
 def _wants_eot(choice: EndOfTurn, index: int, trained: Sequence[int]) -> bool:
@@ -168,8 +174,17 @@ def _masked(ids: Any) -> Any:
     return numpy.full(len(ids), MASKED, numpy.int32)
 
 
-def _train(labels: Any, ids: Any, offsets: Offsets, span: Span, ender: range) -> bool:
+Cut = tuple[int, int]
+"""As `Offsets.cuts` gives it."""
+
+
+def _tokens(start: Cut, end: Cut) -> range:
+    """Return the tokens that stand for a character between two cuts."""
+    return range(start[0], max(start[0], end[1]))
+
+
+def _train(labels: Any, ids: Any, span: tuple[Cut, Cut], ender: range) -> bool:
     """Train the tokens of a span; say whether one, the end token aside, reaches over its edge."""
-    tokens = offsets.overlapping(*span)
+    tokens = _tokens(*span)
     labels[tokens.start : tokens.stop] = ids[tokens.start : tokens.stop]
-    return any(offsets.is_split(edge, ender) for edge in span)
+    return any(ended < begun and ended not in ender for ended, begun in span)

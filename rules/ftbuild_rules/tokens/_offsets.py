@@ -4,6 +4,7 @@ Of byte-level BPE each id stands for a fixed number of bytes, so places are sums
 a Python object for each token. Of other tokenizers they are the offsets which the library gives.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,20 +18,14 @@ class Offsets:
     characters: Any = None
     """Where each character of the text begins; None where that is its own number."""
 
-    def overlapping(self, start: int, end: int) -> range:
-        """Return the tokens that stand for a character from `start` up to `end`."""
-        first = int(self.ends.searchsorted(self._place(start), "right"))
-        stop = int(self.starts.searchsorted(self._place(end), "left"))
-        return range(first, max(first, stop))
+    def cuts(self, places: Sequence[int]) -> list[tuple[int, int]]:
+        """Return for each character how many tokens end by it, and how many begin before it.
 
-    def is_split(self, at: int, ender: range) -> bool:
-        """Say whether a token, those of `ender` aside, reaches over where character `at` begins."""
-        place = self._place(at)
-        first = int(self.ends.searchsorted(place, "right"))
-        return first < len(self.starts) and self.starts[first] < place and first not in ender
-
-    def _place(self, at: int) -> int:
-        return at if self.characters is None else int(self.characters[at])
+        The first less than the second: a token reaches over the beginning of that character.
+        """
+        found = places if self.characters is None else self.characters[list(places)]
+        ended = self.ends.searchsorted(found, "right").tolist()
+        return list(zip(ended, self.starts.searchsorted(found, "left").tolist(), strict=True))
 
 
 def offsets_by_size(text: str, sizes: Any) -> Offsets | None:

@@ -54,5 +54,5 @@ def _column(name: str, values: list[Any]) -> Any:
     if name in _SCALARS:
         return pa.array(values, _SCALARS[name])
     ends = numpy.cumsum([0, *map(len, values)], dtype=numpy.int32)
-    flat = numpy.concatenate([numpy.empty(0, numpy.int32), *values], dtype=numpy.int32)
-    return pa.ListArray.from_arrays(ends, flat)
+    parts = [numpy.empty(0, numpy.int32), *(numpy.asarray(value, numpy.int32) for value in values)]
+    return pa.ListArray.from_arrays(ends, numpy.concatenate(parts))

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ftbuild.api import Model, Place, RewardModel, RuleError
+from ftbuild.api import Place, RewardModel, RuleError
 from ftbuild_rules.models._files import TEMPLATE_NAME
+from ftbuild_rules.quantization._dequantize import Base
+from ftbuild_rules.quantization._load import HEAD_NAMES, load_network
 from ftbuild_rules.training._lora import BASE_NAME, CONFIG_NAME
 from ftbuild_rules.training._shards import TokenRows, template_digest
 
@@ -19,7 +21,7 @@ class Judge:
     """A reward model and the model whose weights it needs besides its own."""
 
     model: RewardModel
-    base: Model | None
+    base: Base | None
 
     @property
     def name(self) -> str:
@@ -33,9 +35,12 @@ class Judge:
         import transformers
 
         transformers.utils.logging.set_verbosity_error()  # a base has no head of its own
-        source = self.model if self.base is None else self.base
-        network = transformers.AutoModelForSequenceClassification.from_pretrained(
-            source.path, dtype=torch.float32, num_labels=1, local_files_only=True
+        network = load_network(
+            transformers.AutoModelForSequenceClassification,
+            self.model if self.base is None else self.base,
+            new_layers=HEAD_NAMES,
+            dtype=torch.float32,
+            num_labels=1,
         )
         if self.base is not None:
             from peft import PeftModel
@@ -60,7 +65,7 @@ class Judge:
 
 
 def make_judge(
-    model: RewardModel, rows: TokenRows, bases: Sequence[Model], *, other_template: bool
+    model: RewardModel, rows: TokenRows, bases: Sequence[Base], *, other_template: bool
 ) -> Judge:
     """Return a reward model ready to judge, if it reads the same ids as the policy `bases[0]`.
 
@@ -99,7 +104,7 @@ def make_judge(
     return Judge(model, base)
 
 
-def _base_of(model: RewardModel, bases: Sequence[Model]) -> Model:
+def _base_of(model: RewardModel, bases: Sequence[Base]) -> Base:
     wanted = json.loads((model.path / BASE_NAME).read_bytes()).get("base")
     for base in bases:
         if base.digest == wanted:
@@ -137,7 +142,7 @@ def closing_ids(tokenizer: Any, template: str | None, ends: Sequence[int]) -> li
     return ids[last + 1 :]
 
 
-def end_ids(model: Model, tokenizer: Any) -> list[int]:
+def end_ids(model: Base, tokenizer: Any) -> list[int]:
     """Return the ids that end a completion of `model`, as TRL finds them."""
     found: list[Any] = [tokenizer.eos_token_id]
     for name in ("generation_config.json", "config.json"):

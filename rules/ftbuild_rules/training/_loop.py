@@ -12,8 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ftbuild.api import Adapter, Context, Model, Place, RewardModel, RuleError, Tokens
+from ftbuild.api import (
+    Adapter,
+    Context,
+    Place,
+    RewardModel,
+    RuleError,
+    Tokens,
+)
 from ftbuild_rules.models._files import TEMPLATE_NAME
+from ftbuild_rules.quantization._dequantize import Base
+from ftbuild_rules.quantization._load import load_network
 from ftbuild_rules.training._checkpoints import Checkpoints
 from ftbuild_rules.training._evaluation import (
     best_of,
@@ -31,7 +40,9 @@ from ftbuild_rules.training._lora import (
     require_base,
     save_adapter,
 )
+from ftbuild_rules.training._machine import require_machine
 from ftbuild_rules.training._model import save_model
+from ftbuild_rules.training._quantized import keep_precision, restore_precision
 from ftbuild_rules.training._settings import TrainingParams
 from ftbuild_rules.training._sharding import (
     confirmation,
@@ -52,13 +63,14 @@ from ftbuild_rules.training._shards import (
     template_digest,
 )
 from ftbuild_rules.training._targets import require_targets
+from ftbuild_rules.training._trackers import Trackers
 
 
 class MethodInputs(Protocol):
     """The inputs of every method; what `adapter` may be differs."""
 
     @property
-    def model(self) -> Model: ...
+    def model(self) -> Base: ...
     @property
     def adapter(self) -> Adapter | RewardModel | None: ...
     @property
@@ -70,7 +82,7 @@ class MethodInputs(Protocol):
 class LoadModel(Protocol):
     """How a method loads its network: what it is, its type, its attention."""
 
-    def __call__(self, model: Model, dtype: Any, attention: str) -> Any: ...
+    def __call__(self, model: Base, dtype: Any, attention: str) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -102,8 +114,9 @@ def prepare(
 
     Raises:
         RuleError: E0901 to E0907: tokens, model and adapter do not belong together; E0950: nor
-            does the `lora` table.
+            does the `lora` table; E0951, E0954: this machine cannot do what is asked for.
     """
+    require_machine(params)
     if inputs.adapter is not None:
         require_base(inputs.adapter, inputs.model)
     given = [tokens for tokens in (inputs.data, inputs.eval_data) if tokens is not None]
@@ -139,13 +152,11 @@ def make_deterministic(params: Fixed) -> None:
     transformers.set_seed(params.seed)
 
 
-def load_base(model: Model, dtype: Any, attention: str) -> Any:
+def load_base(model: Base, dtype: Any, attention: str) -> Any:
     """Return the causal language model of an artifact; its path is where it came from."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
-        model.path, dtype=dtype, attn_implementation=attention, local_files_only=True
-    )
+    return load_network(AutoModelForCausalLM, model, dtype=dtype, attn_implementation=attention)
 
 
 def load_policy(run: Run, load: LoadModel = load_base) -> Any:
@@ -163,7 +174,9 @@ def load_policy(run: Run, load: LoadModel = load_base) -> Any:
         return model
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, run.inputs.adapter.path, is_trainable=True)
+    policy = PeftModel.from_pretrained(model, run.inputs.adapter.path, is_trainable=True)
+    keep_precision(policy)
+    return policy
 
 
 def trl_arguments(run: Run) -> dict[str, Any]:
@@ -195,7 +208,8 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "max_grad_norm": params.max_grad_norm,
         "optim": params.optimizer,
         "bf16": params.dtype == "bfloat16",
-        "fp16": False,
+        "fp16": params.dtype == "float16",
+        "use_liger_kernel": params.liger,
         "activation_checkpointing": params.activation_checkpointing,
         "seed": params.seed,
         "data_seed": params.seed,
@@ -303,10 +317,12 @@ def train(run: Run, trainer: Any, *, every: int = 1) -> None:
     remember_start(trainer.model)
     fill_reference(trainer.model)
     expose_bias(trainer.model)
+    restore_precision(trainer.model)
     trainer.remove_callback(PrinterCallback)  # the context is told all that it would print
     trainer.data_collator = _with_rows(trainer.data_collator)
     checkpoints = Checkpoints.of(run.ctx.scratch)
-    trainer.add_callback(_reporter(run, trainer, checkpoints, every=every))
+    trackers = Trackers.start(run.ctx) if is_first() else Trackers(run.ctx)
+    trainer.add_callback(_reporter(run, trainer, checkpoints, trackers, every=every))
     if run.params.launch is not None:
         trainer.add_callback(confirmation(run.ctx, run.params.launch, trainer))
     if run.eval_data is not None:
@@ -314,7 +330,10 @@ def train(run: Run, trainer: Any, *, every: int = 1) -> None:
     resume = told_by_first(checkpoints.newest() if is_first() else None)
     if resume is not None:
         run.ctx.log(f"resuming from {resume.name}")
-    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    try:
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    finally:
+        trackers.close()
     if run.params.keep == "best":
         wait_for_all()
         restore_weights(trainer.model, run.ctx.scratch)
@@ -333,7 +352,9 @@ def _with_rows(collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> An
     return collate
 
 
-def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints, *, every: int) -> Any:
+def _reporter(
+    run: Run, trainer: Any, checkpoints: Checkpoints, trackers: Trackers, *, every: int
+) -> Any:
     from transformers import TrainerCallback
 
     started = time.monotonic()
@@ -362,7 +383,7 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints, *, every: int) -
             self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
         ) -> None:
             if "loss" not in logs:
-                _tell_evaluation(run, state, logs)
+                trackers.log(state.global_step, _tell_evaluation(run, state, logs))
                 return
             metrics = _metrics_of(run, trainer, logs)
             if (tokens := metrics.pop("num_tokens", None)) is not None:
@@ -370,6 +391,7 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints, *, every: int) -
                 elapsed = time.monotonic() - started
                 metrics["tokens_per_s"] = (tokens - first_tokens[0]) / elapsed
             run.ctx.progress(state.global_step, state.max_steps, **metrics)
+            trackers.log(state.global_step, metrics)
 
     return Reporter()
 
@@ -389,15 +411,15 @@ def _metrics_of(run: Run, trainer: Any, logs: dict[str, Any]) -> dict[str, float
     return metrics
 
 
-def _tell_evaluation(run: Run, state: Any, logs: dict[str, float]) -> None:
-    """Tell the context of the loss on `eval_data`, if that is what was logged.
+def _tell_evaluation(run: Run, state: Any, logs: dict[str, float]) -> dict[str, float]:
+    """Tell the context of the figures on `eval_data`, if that is what was logged; return them.
 
     Raises:
         RuleError: E0910: it is NaN or infinite.
     """
     loss = logs.get("eval_loss")
     if loss is None:
-        return
+        return {}
     if not math.isfinite(loss):
         assert run.eval_data is not None
         raise RuleError(
@@ -407,7 +429,15 @@ def _tell_evaluation(run: Run, state: Any, logs: dict[str, float]) -> None:
             where=Place(path=run.eval_data.label),
             fix="lower `learning_rate`",
         )
-    run.ctx.progress(state.global_step, state.max_steps, eval_loss=loss)
+    others = {
+        name: float(value)
+        for name, value in logs.items()
+        if name.startswith("eval_")
+        and isinstance(value, int | float)
+        and not name.endswith(("_runtime", "_per_second", "_num_tokens"))
+    }
+    run.ctx.progress(state.global_step, state.max_steps, **others)
+    return others
 
 
 def _record(run: Run, trainer: Any) -> None:

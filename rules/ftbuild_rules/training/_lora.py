@@ -13,15 +13,16 @@ from typing import Any, Literal
 from ftbuild.api import (
     Adapter,
     Field,
-    Model,
     Params,
     Place,
+    QuantizedModel,
     RewardModel,
     RuleError,
     canonical_json,
 )
 from ftbuild_rules.models._safetensors import write_tensors
 from ftbuild_rules.models._torch import spec_of, tensor_bytes
+from ftbuild_rules.quantization._dequantize import Base, about
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
@@ -121,15 +122,20 @@ def _whole(number: float) -> float:
     return int(number) if number == int(number) else number
 
 
-def require_base(adapter: Adapter | RewardModel, model: Model) -> None:
+def require_base(
+    adapter: Adapter | RewardModel, model: Base, *, or_its_source: bool = False
+) -> None:
     """Refuse an adapter that was trained on another model.
+
+    With `or_its_source`, one trained on a quantized model also fits what that was made from.
 
     Raises:
         RuleError: E0906: the adapter names another base, or none.
     """
     path = adapter.path / BASE_NAME
-    base = json.loads(path.read_bytes()).get("base") if path.exists() else None
-    if base != model.digest:
+    noted = json.loads(path.read_bytes()) if path.exists() else {}
+    base, source = noted.get("base"), noted.get("quantized_from")
+    if model.digest != base and not (or_its_source and model.digest == source):
         raise RuleError(
             f"the adapter `{adapter.label or 'adapter'}` was not trained on "
             f"`{model.label or 'model'}`",
@@ -141,7 +147,7 @@ def require_base(adapter: Adapter | RewardModel, model: Model) -> None:
 
 
 def save_adapter(
-    model: Any, out: Path, *, base: Model, trained: dict[str, Any] | None = None
+    model: Any, out: Path, *, base: Base, trained: dict[str, Any] | None = None
 ) -> None:
     """Write the adapter `default` of a PEFT model, trained on `base`, to `out`.
 
@@ -163,7 +169,10 @@ def save_adapter(
         ([tensor_bytes(state[name].cpu())] for name in names),
     )
     (out / CONFIG_NAME).write_bytes(canonical_json(settings))
-    (out / BASE_NAME).write_bytes(canonical_json({"base": base.digest}))
+    noted = {"base": base.digest}
+    if isinstance(base, QuantizedModel):
+        noted["quantized_from"] = about(base)["source"]
+    (out / BASE_NAME).write_bytes(canonical_json(noted))
 
 
 def adapter_state(model: Any, trained: dict[str, Any] | None = None) -> dict[str, Any]:

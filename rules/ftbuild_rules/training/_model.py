@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ftbuild.api import Model, RuleError, canonical_json
+from ftbuild.api import RuleError, canonical_json
 from ftbuild_rules.models._files import INDEX_NAME
+from ftbuild_rules.quantization._dequantize import Base
 
 
 def save_model(
     model: Any,
     out: Path,
     *,
-    base: Model,
+    base: Base,
     settings: Mapping[str, Any] | None = None,
     trained: dict[str, Any] | None = None,
 ) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ftbuild.api import Adapter, Artifact, AttributeProblem, File, Model, Place, RuleError, Tokens
+from ftbuild.api import Adapter, Artifact, AttributeProblem, File, Place, RuleError, Tokens
 from ftbuild_rules.data._arrow import read_table, shard_paths
+from ftbuild_rules.quantization._dequantize import Base
 from ftbuild_rules.training import _settings
 from ftbuild_rules.training._lora import CONFIG_NAME, MOVES_BASE, Lora
 from ftbuild_rules.training._settings import TrainingInputs, TrainingParams
@@ -46,7 +47,7 @@ class Reference:
     @classmethod
     def of(
         cls,
-        inputs: tuple[Model, Artifact | None, Tokens],
+        inputs: tuple[Base, Artifact | None, Tokens],
         *,
         dtype: str,
         kl: dict[str, int] | None = None,
@@ -66,7 +67,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: TrainingParams) -> None:
     """
     _settings.check(kinds, params)
     if params.lora is not None and "reference" not in kinds:
-        _check_start(params.lora)
+        require_unmoved(params.lora)
     if "eval_reference" in kinds and not {"reference", "eval_data"} <= set(kinds):
         raise AttributeProblem(
             "eval_reference",
@@ -81,19 +82,33 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: TrainingParams) -> None:
         )
 
 
-def _check_start(lora: Lora) -> None:
-    """Refuse adapters without which the base is no longer what it was before the first step."""
-    moved = f'init = "{lora.init}"' if lora.init in MOVES_BASE else None
-    moved = f'bias = "{lora.bias}"' if lora.bias != "none" else moved
-    if moved:
+def moves_base(lora: Lora) -> str | None:
+    """Return the setting of an adapter that changes weights of its base, if there is one."""
+    if lora.bias != "none":
+        return f'bias = "{lora.bias}"'
+    return f'init = "{lora.init}"' if lora.init in MOVES_BASE else None
+
+
+def require_unmoved(lora: Lora) -> None:
+    """Refuse adapters without which the base is no longer what it was before the first step.
+
+    Raises:
+        AttributeProblem: it is such a one.
+    """
+    if moved := moves_base(lora):
         raise AttributeProblem(
             "lora",
             f"`lora.{moved}` changes weights of the base, which is the reference here",
-            "add a `reference_logprobs` target and name it as `reference`",
+            "begin in another way, or name a `reference_logprobs` target as `reference`",
         )
 
 
-def require_still_base(adapter: Adapter | None, given: File | None) -> None:
+def require_still_base(
+    adapter: Adapter | None,
+    given: File | None,
+    *,
+    fix: str = "add a `reference_logprobs` target and name it as `reference`",
+) -> None:
     """Refuse to continue an adapter that trains biases of the base, which the reference shares.
 
     Raises:
@@ -108,7 +123,7 @@ def require_still_base(adapter: Adapter | None, given: File | None) -> None:
             "the same ones: it would move along",
             code="E0909",
             where=Place(path=CONFIG_NAME),
-            fix="add a `reference_logprobs` target and name it as `reference`",
+            fix=fix,
         )
 
 

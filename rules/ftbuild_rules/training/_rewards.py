@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ftbuild.api import Function, Model, Place, RewardModel, RuleError
+from ftbuild.api import Function, Place, RewardModel, RuleError
+from ftbuild_rules.quantization._dequantize import Base
 from ftbuild_rules.training._judge import Judge, closing_ids, end_ids, make_judge
 from ftbuild_rules.training._rewarder import Rewarder, load_rewarder
 from ftbuild_rules.training._shards import TokenRows
@@ -17,7 +18,7 @@ class Rewards:
 
     rewarders: tuple[Rewarder, ...]
     judges: tuple[Judge, ...]
-    model: Model
+    model: Base
     """The policy, which says how a completion ends."""
     template: str | None
     """The chat template of the prompts."""
@@ -47,7 +48,7 @@ def make_rewards(
     models: Sequence[RewardModel],
     *,
     rows: TokenRows,
-    bases: Sequence[Model],
+    bases: Sequence[Base],
     weights: Sequence[float],
     other_template: bool,
 ) -> Rewards:

@@ -12,21 +12,23 @@ from ftbuild.api import (
     Inputs,
     Model,
     Params,
+    QuantizedModel,
     Tokens,
 )
 from ftbuild_rules.models._files import OF_THE_MODEL
 from ftbuild_rules.training._launch import Launch, check_launch
 from ftbuild_rules.training._lora import Lora
 
-PINS = ("torch", "transformers", "peft", "trl", "accelerate")
+PINS = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 PRELOAD = ("torch", "transformers", "peft", "trl")
 
 
 class TrainingInputs(Inputs):
     """What a method trains on."""
 
-    model: Model
-    """The base model, whose weights stay as they are when an adapter is trained."""
+    model: Model | QuantizedModel
+    """The base model, whose weights stay as they are when an adapter is trained; a quantized one
+    always does (QLoRA)."""
     adapter: Adapter | None = None
     """Continue this adapter of `model`."""
     data: Tokens
@@ -88,12 +90,14 @@ class TrainingParams(Params):
         "sgd",
     ] = "adamw_torch_fused"
     """As Transformers names it. Those of 8 bits hold their state in an eighth of the memory, the
-    paged ones outside the GPU when it is full."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """The type to compute in. What is trained is kept in float32; with `bfloat16` the frozen
-    weights are held in bfloat16 and the rest is mixed precision."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Implementation of attention."""
+    paged ones outside the GPU when it is full, for which there must be one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The type to compute in. What is trained is kept in float32; with the others the frozen
+    weights are held in that type and the rest is mixed precision. `float16` needs a GPU."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Implementation of attention; `flash_attention_2` needs a GPU and the extra `flash-attn`."""
+    liger: bool = False
+    """Use Liger's kernels, which need a GPU and the extra `liger`: less memory and time."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     other_template: bool = False
@@ -142,12 +146,25 @@ def output_kind(kinds: Mapping[str, tuple[str, ...]], params: Any) -> type[Artif
 
 def check(kinds: Mapping[str, tuple[str, ...]], params: Any) -> None:
     """Refuse attributes that exclude each other."""
+    if "quantized_model" in kinds["model"] and params.lora is None and "adapter" not in kinds:
+        raise AttributeProblem(
+            "model",
+            "`model` is quantized, and quantized weights cannot be trained",
+            "add `lora = { r = 16 }` to train an adapter; to train all weights, name the model "
+            "that it was quantized from",
+        )
     if params.lora is not None and "adapter" in kinds:
         raise AttributeProblem(
             "lora",
             "`lora` makes a new adapter and `adapter` continues one; both cannot be",
             "remove `lora` to continue the adapter; to put a new one on top of it, `merge` it and "
             "name the merged model as `model`",
+        )
+    if params.attention == "flash_attention_2" and params.dtype == "float32":
+        raise AttributeProblem(
+            "attention",
+            "`flash_attention_2` does not compute in float32",
+            'set `dtype = "bfloat16"`, or `attention = "sdpa"`',
         )
     if params.max_steps is not None and "epochs" in params.model_fields_set:
         raise AttributeProblem(

@@ -17,8 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ftbuild.api import Artifact, Model, Place, RuleError, Tokens
+from ftbuild.api import Artifact, Place, RuleError, Tokens
 from ftbuild_rules.models._files import TEMPLATE_NAME
+from ftbuild_rules.quantization._dequantize import Base
 
 Form = Literal["sft", "preference", "unpaired", "stepwise", "prompts"]
 COLUMNS: dict[Form, tuple[str, ...]] = {
@@ -114,7 +115,7 @@ def read_tokens(tokens: Tokens, form: Form, *, rule: str) -> TokenRows:
 
 
 def require_fit(
-    rows: TokenRows, model: Model, *, settings: Mapping[str, Any] | None = None, room: int = 0
+    rows: TokenRows, model: Base, *, settings: Mapping[str, Any] | None = None, room: int = 0
 ) -> None:
     """Refuse rows that `model` cannot be trained on; `settings` are laid over its config.
 
@@ -171,7 +172,7 @@ def has_other_template(rows: TokenRows, owner: Artifact) -> bool:
     return template_digest(rows.template) != template_digest(own_template(owner))
 
 
-def require_template(rows: TokenRows, model: Model, adapter: Artifact | None = None) -> None:
+def require_template(rows: TokenRows, model: Base, adapter: Artifact | None = None) -> None:
     """Refuse rows that another chat template rendered than the one that is to be continued.
 
     That is the adapter's, where it carries one: it was trained with another than the model's.

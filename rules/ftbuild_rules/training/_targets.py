@@ -11,26 +11,35 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from ftbuild.api import Model, Place, RuleError
+from ftbuild.api import Place, QuantizedModel, RuleError
+from ftbuild_rules.models._trusted import runs_own_code
+from ftbuild_rules.quantization._dequantize import Base
 from ftbuild_rules.training._lora import MOVES_BASE, Lora, Rows
 
 
-def skeleton(model: Model) -> Any:
+def skeleton(model: Base) -> Any:
     """Return the network of a model without weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(model.path, local_files_only=True)
+    trust = runs_own_code(model.path)
+    config = AutoConfig.from_pretrained(model.path, local_files_only=True, trust_remote_code=trust)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
 
 
-def require_targets(lora: Lora, model: Model) -> Rows | None:
+def require_targets(lora: Lora, model: Base) -> Rows | None:
     """Check the table against the model; return the rows that `trainable_tokens` stands for.
 
     Raises:
         RuleError: E0950: a name means nothing in this model, or nothing that can be trained.
     """
+    if isinstance(model, QuantizedModel) and lora.init in MOVES_BASE:
+        raise _error(
+            f"`init = \"{lora.init}\"` takes the adapter's start out of the base model's weights, "
+            f"and those of `{model.label or 'model'}` are quantized",
+            "use another `init`, or name the model that was quantized as `model`",
+        )
     network = skeleton(model)
     layers = dict(network.named_modules())
     output = network.get_output_embeddings()
@@ -50,7 +59,7 @@ def require_targets(lora: Lora, model: Model) -> Rows | None:
     return _rows(lora, network, model)
 
 
-def _adapted(lora: Lora, layers: dict[str, Any], output: Any, model: Model) -> dict[str, Any]:
+def _adapted(lora: Lora, layers: dict[str, Any], output: Any, model: Base) -> dict[str, Any]:
     """Return the layers that are adapted, by name."""
     targets = lora.target_modules
     if targets == "all-linear":
@@ -115,7 +124,7 @@ def _rank(lora: Lora, name: str) -> int:
     return lora.r
 
 
-def _rows(lora: Lora, network: Any, model: Model) -> Rows | None:
+def _rows(lora: Lora, network: Any, model: Base) -> Rows | None:
     if not lora.trainable_tokens:
         return None
     ids = sorted({_token_id(token, model) for token in lora.trainable_tokens})
@@ -146,7 +155,7 @@ def _names(lora: Lora) -> tuple[str, ...]:
     return lora.target_modules if isinstance(lora.target_modules, tuple) else ()
 
 
-def _token_id(token: str | int, model: Model) -> int:
+def _token_id(token: str | int, model: Base) -> int:
     if isinstance(token, int):
         if token >= 0:
             return token
@@ -185,7 +194,7 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in some[:12]) + more
 
 
-def _no_layer(attribute: str, name: str, layers: dict[str, Any], model: Model) -> RuleError:
+def _no_layer(attribute: str, name: str, layers: dict[str, Any], model: Base) -> RuleError:
     known = _last(n for n, layer in layers.items() if not list(layer.children()) and n)
     close = difflib.get_close_matches(name, known, n=1)
     return _error(

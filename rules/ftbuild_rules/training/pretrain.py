@@ -7,7 +7,8 @@ micro-batches of a step share one denominator.
 from collections.abc import Mapping
 from typing import Any
 
-from ftbuild.api import AttributeProblem, Context, Field, Model, RuleError, rule
+from ftbuild.api import AttributeProblem, Context, Field, RuleError, rule
+from ftbuild_rules.quantization._dequantize import Base
 from ftbuild_rules.training import _loop, _settings
 from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._packing import train_documents
@@ -85,7 +86,7 @@ def _random(settings: Mapping[str, Any]) -> _loop.LoadModel:
         RuleError: E0912: there is no such setting, or they do not go together.
     """
 
-    def load(model: Model, dtype: Any, attention: str) -> Any:
+    def load(model: Base, dtype: Any, attention: str) -> Any:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         config = AutoConfig.from_pretrained(model.path, local_files_only=True)

@@ -147,7 +147,7 @@ def test_other_ids_than_the_tokenizers_are_an_error(tmp_path: Path) -> None:
     wrong = dataclasses.replace(encoder.words, find_ascii=lambda text: list(reversed(text)))
     with pytest.raises(RuleError) as caught:
         dataclasses.replace(encoder, words=wrong).encode(["Hello"])
-    assert caught.value.problems[0].code == "E0837"
+    assert caught.value.problems[0].code == "E0838"
 
 
 def test_tokens_in_other_places_are_an_error(tmp_path: Path) -> None:
@@ -158,4 +158,4 @@ def test_tokens_in_other_places_are_an_error(tmp_path: Path) -> None:
     sizes[first], sizes[last] = 0, 2
     with pytest.raises(RuleError) as caught:
         dataclasses.replace(encoder, sizes=sizes).encode_with_offsets(["He"])
-    assert caught.value.problems[0].code == "E0837"
+    assert caught.value.problems[0].code == "E0838"
