@@ -1,4 +1,4 @@
-"""`tiny_model`: a Llama of a few thousand random weights with a tokenizer of its own.
+"""`tiny_model`: a Llama of some 130,000 random weights with a tokenizer of its own.
 
 A rule of this project, written with the same SDK as the standard ones. It stands in for a base
 model from elsewhere, so that the example builds in seconds and without a network:
