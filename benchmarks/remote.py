@@ -48,7 +48,7 @@ name = "bench"
 default = ["all"]
 [command.all]
 srcs = { made = "made" }
-run = "cp -r $made/. $out"
+run = "cp -rL $made/. $out"
 """
 
 

@@ -300,7 +300,8 @@ class Rule:
     preload: tuple[str, ...] = ()
     """Modules which the warm parent imports before it forks a worker for this rule."""
     check: Check | None = None
-    """Called with the kinds of the inputs that are set and the params, before anything runs."""
+    """Called with the kinds of the inputs that are set (none of a source's) and the params, before
+    anything runs."""
     runs: Literal["worker", "process"] = "worker"
     cpus: Literal["one", "all"] = "one"
     """How many cores an action takes where its target does not say so."""

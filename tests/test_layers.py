@@ -33,7 +33,7 @@ sources.*
 action history plan locking
 events slots
 guard sandbox worker warm workers
-run
+run fetching
 executor
 outputs workspace viewing fastpath transfer
 build verification selection lineage project doctor

@@ -26,6 +26,7 @@ class RemoteError(Exception):
         is_temporary: bool = False,
         is_down: bool = False,
         forbids_writing: bool = False,
+        is_wrong: bool = False,
     ) -> None:
         super().__init__(what)
         self.what = what
@@ -35,6 +36,8 @@ class RemoteError(Exception):
         """Nothing else will go right either."""
         self.forbids_writing = forbids_writing
         """Reading may go on; writing will not: no right to, or no space."""
+        self.is_wrong = is_wrong
+        """The object itself is wrong, whoever asks for it."""
 
 
 class Backend(Protocol):

@@ -54,7 +54,7 @@ class Bucket:
             found = self._obstore.get(self._store, path)
             size = found.meta["size"]
             if size > limit:
-                raise RemoteError(f"`{path}` has {size:,} bytes, more than {limit:,}")
+                raise RemoteError(f"`{path}` has {size:,} bytes, not {limit:,}", is_wrong=True)
             return bytes(found.bytes())
         except FileNotFoundError:
             return None

@@ -35,7 +35,7 @@ class Folder:
             with open(f"{self._path}/{path}", "rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size > limit:
-                    raise RemoteError(f"`{path}` has {size:,} bytes, more than {limit:,}")
+                    raise RemoteError(f"`{path}` has {size:,} bytes, not {limit:,}", is_wrong=True)
                 return _read(file.fileno(), limit)
         except FileNotFoundError:
             return None

@@ -81,13 +81,15 @@ class RemoteLayer:
         if found is None or found.record.tree != record.tree:
             return set()
         came: set[Digest] = set()
+        if (needed := _missing_space(entries, store)) is not None:
+            self.guard.warn(f"has a result of {needed:,} bytes, more than the disk has free")
+            return came
         try:
-            _check_space(entries, store)
-            places = self._places(found, entries)
-            self._receive(places, store, came)
+            self._receive(self._places(found, entries), store, came)
         except RemoteError as error:
             self.guard.warn(f"does not answer as it should ({error.what})")
-            self.distrusted.add(record.key)
+            if error.is_wrong:
+                self.distrusted.add(record.key)
         except Gone as error:
             self.guard.blame(error.what)
             self.distrusted.add(record.key)
@@ -154,7 +156,7 @@ def _next(stream: Iterator[Data], count: int) -> Iterator[Data]:
     return islice(stream, count)
 
 
-def _check_space(entries: Sequence[Entry], store: Store) -> None:
-    space = os.statvfs(store.root)
-    if sum(entry.size for entry in entries) > space.f_bavail * space.f_frsize:
-        raise Gone("a record of more bytes than the disk has free")
+def _missing_space(entries: Sequence[Entry], store: Store) -> int | None:
+    """Return the bytes that are needed if the disk has not as many."""
+    needed, space = sum(entry.size for entry in entries), os.statvfs(store.root)
+    return needed if needed > space.f_bavail * space.f_frsize else None

@@ -92,15 +92,15 @@ class Supply:
     def refuse(self, record: Record, why: str) -> None:
         """Take a record back that is not what it should be, and say so."""
         self._tell(f"a remote result is not used: it is {why}")
-        self.forget(record.key)
+        for layer in self.remotes:
+            layer.distrusted.add(record.key)
+        self._forget(record.key)
 
-    def forget(self, key: Digest) -> None:
-        """Take a record back: its bytes cannot be had, or it is not what it should be."""
+    def _forget(self, key: Digest) -> None:
+        """No longer answer with a record: its bytes are not to be had."""
         with self._lock:
             self._records[key] = None
         self._store.forget_known(key)
-        for layer in self.remotes:
-            layer.distrusted.add(key)
 
     def fetch(self, record: Record, tree: Tree) -> int:
         """Bring the files of `tree`, a part of a record's, into the store; return their bytes.
@@ -119,7 +119,7 @@ class Supply:
         with self._lock:
             self.got_bytes += size - sum(entry.size for entry in missing)
         if missing:
-            self.forget(record.key)
+            self._forget(record.key)
             where = str(self._store.blob_path(missing[0].digest))
             raise MissingBlob(missing[0].digest, where)
         if self._store.has_bytes(record):

@@ -306,7 +306,7 @@ def _body(answer: http.client.HTTPResponse, limit: int) -> Data:
     if size is None:
         return _unannounced(answer, limit)
     if size > limit:
-        raise RemoteError(f"an answer has {size:,} bytes, more than {limit:,}")
+        raise RemoteError(f"an answer has {size:,} bytes, not {limit:,}", is_wrong=True)
     buffer = bytearray(size)
     view, got = memoryview(buffer), 0
     while got < size:
@@ -323,7 +323,7 @@ def _unannounced(answer: http.client.HTTPResponse, limit: int) -> Data:
         blocks.append(block)
         got += len(block)
         if got > limit:
-            raise RemoteError(f"an answer has more than {limit:,} bytes")
+            raise RemoteError(f"an answer has more than {limit:,} bytes", is_wrong=True)
     return b"".join(blocks)
 
 

@@ -23,7 +23,7 @@ from store_kit import corrupt_blobs, records_without_bytes
 
 STRACE = shutil.which("strace")
 CALLS = "openat,write,fsync,syncfs,rename,link,linkat,mkdir,unlink,utimensat,chmod,fchmod"
-POINTS = 7
+POINTS = 5
 
 pytestmark = pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 
@@ -167,7 +167,7 @@ def one_point(
 def test_killed_anywhere_nothing_is_half_there_or_sent_twice(tmp_path: Path, command: str) -> None:
     found = sweep(tmp_path, command)
     bad = len(found.corrupt) + len(found.sent_again) + len(found.failed)
-    report("1", f"kill -9 of `{command}`", fired=found.fired, bad=bad)
+    report("38", f"kill -9 during {command}", fired=found.fired, bad=bad)
     assert found.planned >= POINTS
     # Which of eight threads makes a call for the n-th time varies, so a few points are not met.
     assert found.fired > found.planned / 2
@@ -196,5 +196,5 @@ def test_sweep_turns_red_on_a_remote_that_is_written_in_place(tmp_path: Path) ->
     (tmp_path / "broken" / "sitecustomize.py").write_text(BROKEN)
     found = sweep(tmp_path, "push", most=4, path=str(tmp_path / "broken"), call="chmod")
     assert found.fired  # which of eight threads makes the n-th call varies
-    report("1", "kill -9 of `push`", control_red=bool(found.corrupt))
+    report("38", "kill -9 during push", control_red=bool(found.corrupt))
     assert found.corrupt

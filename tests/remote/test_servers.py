@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from faults.fault_report import report
 from ftbuild.remote import address, opening
 from remote.checkout import TAIL, Checkout, checkout
 from remote_kit import NGINX, nginx, s3, strict
@@ -128,6 +127,5 @@ def test_of_twenty_writers_of_one_name_one_wins(
         with ThreadPoolExecutor(20) as pool:
             won = list(pool.map(lambda n: backend.put("ac/x", b"%d" % n, only_new=True), range(20)))
         assert sum(won) == 1
-        report("39", f"twenty writers of one record, {kind}", fired=20, bad=0)
         assert backend.get("ac/x", 9) == b"%d" % won.index(True)
         backend.close()

@@ -35,7 +35,8 @@ def weight_files(files: Mapping[str, Path]) -> tuple[str, ...]:
             f"the model has no `{SINGLE_NAME}`",
             code="E0924",
             why="other weights, such as pickled ones (`.bin`, `.pt`), are not read",
-            fix="save it with Transformers' `save_pretrained`",
+            fix="save it with Transformers' `save_pretrained`, or name the source of pickled "
+            "weights as `pickled`",
         )
     try:
         names = sorted(set(json.loads(files[INDEX_NAME].read_bytes())["weight_map"].values()))

@@ -10,12 +10,9 @@ from typing import Any, Literal
 
 from ftbuild.api import Inputs, Model, Place, QuantizedModel, RewardModel, RuleError, Tokens
 from ftbuild_rules.quantization._dequantize import Base
-from ftbuild_rules.quantization._load import load_network
+from ftbuild_rules.quantization._load import HEAD_NAMES, load_network
 from ftbuild_rules.training import _loop
 from ftbuild_rules.training._lora import CONFIG_NAME, lora_config
-
-_NAMES = ("score", "classifier")
-"""What Transformers calls the head, by architecture."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def load_judge(run: _loop.Run, head: Head) -> Any:
             dtype=dtype,
             attn_implementation=attention,
             num_labels=head.num_labels,
-            new_layers=_NAMES,
+            new_layers=HEAD_NAMES,
         )
 
     transformers.utils.logging.set_verbosity_error()  # a new head is meant
@@ -90,7 +87,7 @@ def load_judge(run: _loop.Run, head: Head) -> Any:
     if run.params.lora is not None:
         from peft import get_peft_model
 
-        name = next(name for name in _NAMES if hasattr(model, name))
+        name = next(name for name in HEAD_NAMES if hasattr(model, name))
         model = get_peft_model(
             model,
             lora_config(run.params.lora, task=head.task, heads=(name,), rows=run.token_rows),

@@ -9,6 +9,7 @@ from typing import Any
 from ftbuild.api import Place, RewardModel, RuleError
 from ftbuild_rules.models._files import TEMPLATE_NAME
 from ftbuild_rules.quantization._dequantize import Base
+from ftbuild_rules.quantization._load import HEAD_NAMES, load_network
 from ftbuild_rules.training._lora import BASE_NAME, CONFIG_NAME
 from ftbuild_rules.training._shards import TokenRows, template_digest
 
@@ -34,9 +35,12 @@ class Judge:
         import transformers
 
         transformers.utils.logging.set_verbosity_error()  # a base has no head of its own
-        source = self.model if self.base is None else self.base
-        network = transformers.AutoModelForSequenceClassification.from_pretrained(
-            source.path, dtype=torch.float32, num_labels=1, local_files_only=True
+        network = load_network(
+            transformers.AutoModelForSequenceClassification,
+            self.model if self.base is None else self.base,
+            new_layers=HEAD_NAMES,
+            dtype=torch.float32,
+            num_labels=1,
         )
         if self.base is not None:
             from peft import PeftModel

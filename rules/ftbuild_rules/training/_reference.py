@@ -67,7 +67,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: TrainingParams) -> None:
     """
     _settings.check(kinds, params)
     if params.lora is not None and "reference" not in kinds:
-        _check_start(params.lora)
+        require_unmoved(params.lora)
     if "eval_reference" in kinds and not {"reference", "eval_data"} <= set(kinds):
         raise AttributeProblem(
             "eval_reference",
@@ -82,15 +82,19 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: TrainingParams) -> None:
         )
 
 
-def _check_start(lora: Lora) -> None:
-    """Refuse adapters without which the base is no longer what it was before the first step."""
+def require_unmoved(lora: Lora) -> None:
+    """Refuse adapters without which the base is no longer what it was before the first step.
+
+    Raises:
+        AttributeProblem: it is such a one.
+    """
     moved = f'init = "{lora.init}"' if lora.init in MOVES_BASE else None
     moved = f'bias = "{lora.bias}"' if lora.bias != "none" else moved
     if moved:
         raise AttributeProblem(
             "lora",
             f"`lora.{moved}` changes weights of the base, which is the reference here",
-            "add a `reference_logprobs` target and name it as `reference`",
+            "begin in another way, or name a `reference_logprobs` target as `reference`",
         )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ftbuild.api import Place, QuantizedModel, RuleError
+from ftbuild_rules.models._trusted import runs_own_code
 from ftbuild_rules.quantization._dequantize import Base
 from ftbuild_rules.training._lora import MOVES_BASE, Lora, Rows
 
@@ -21,9 +22,10 @@ def skeleton(model: Base) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(model.path, local_files_only=True)
+    trust = runs_own_code(model.path)
+    config = AutoConfig.from_pretrained(model.path, local_files_only=True, trust_remote_code=trust)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
 
 
 def require_targets(lora: Lora, model: Base) -> Rows | None:

@@ -25,12 +25,14 @@ from ftbuild.api import (
     Function,
     Model,
     Place,
+    QuantizedModel,
     RewardModel,
     RuleError,
     rule,
 )
 from ftbuild_rules.training import _loop, _settings
 from ftbuild_rules.training._grpo import trainer_class
+from ftbuild_rules.training._reference import require_unmoved
 from ftbuild_rules.training._rewards import Rewards, make_rewards
 from ftbuild_rules.training._settings import (
     PINS,
@@ -50,7 +52,7 @@ class GrpoInputs(TrainingInputs):
     prompts; it returns a number for each completion, or None where it has nothing to say."""
     reward_models: tuple[RewardModel, ...] = ()
     """Targets of the rule `reward_model` that score the whole text, after `rewards`."""
-    reward_base: Model | None = None
+    reward_base: Model | QuantizedModel | None = None
     """The base of those of `reward_models` that are adapters, where it is not `model`."""
 
 
@@ -102,6 +104,10 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: GrpoParams) -> None:
         AttributeProblem: there are such.
     """
     _settings.check(kinds, params)
+    if params.launch is not None:
+        raise AttributeProblem("launch", "`grpo` trains in one process", "remove `launch`")
+    if params.beta and params.lora is not None:
+        require_unmoved(params.lora)
     if not {"rewards", "reward_models"} & set(kinds):
         raise AttributeProblem(
             "rewards", "nothing rewards the completions", 'write `rewards = ["reward.py:score"]`'

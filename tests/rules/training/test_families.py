@@ -1,11 +1,12 @@
 """A tiny random model of each family: trained by the common ways, and loaded by plain libraries."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ftbuild.api import Artifact, Model, Tokens
+from ftbuild.api import Artifact, Model, RuleError, Tokens
 from ftbuild.testing import RecordingContext, artifact, context, run_rule
 from ftbuild_rules.models.merge import merge
 from ftbuild_rules.training.dpo import dpo
@@ -59,7 +60,10 @@ def train(
     tmp_path: Path, rule: Any, inputs: dict[str, Artifact], **params: Any
 ) -> tuple[Artifact, RecordingContext]:
     ctx = context(tmp_path)
-    defaults = {"batch_size": 4, "learning_rate": 1e-2, "epochs": 2}
+    defaults: dict[str, Any] = {"batch_size": 4, "learning_rate": 1e-2, "epochs": 2}
+    config = json.loads((inputs["model"].path / "config.json").read_text())
+    if config["model_type"] == "gemma2":
+        defaults |= {"attention": "eager"}
     return run_rule(rule, inputs, {**defaults, **params}, tmp_path, ctx=ctx), ctx
 
 
@@ -109,3 +113,16 @@ def test_family_keeps_packed_documents_apart(tmp_path: Path, model: Artifact) ->
     )
     first, second = (ctx.known["eval_loss"] for ctx in (of_packed, of_apart))
     assert first == pytest.approx(second, abs=1e-4)
+
+
+def test_attention_that_a_family_has_not_is_refused_by_name(tmp_path: Path) -> None:
+    model = artifact(Model, make_model(tmp_path / "model", kind="gemma2", head_dim=8))
+    rows = artifact(Tokens, make_tokens(tmp_path / "rows", sft_rows(4)))
+    with pytest.raises(RuleError) as caught:
+        train(tmp_path, sft, {"model": model, "data": rows}, attention="sdpa")
+    [problem] = caught.value.problems
+    assert (problem.code, problem.what, problem.fix) == (
+        "E0955",
+        "`model` has no attention `sdpa`",
+        'set `attention = "eager"`',
+    )
