@@ -144,6 +144,7 @@ class Build:
             has_logs=logs.is_dir(),
             statcache=project.folder / "stat.bin",
             sandbox=self._sandbox(),
+            trackers=tuple(project.setting("run", "trackers") or ()),
         )
         jobs = project.options.jobs or project.setting("run", "jobs")
         return Executor(

@@ -25,9 +25,9 @@ from ftbuild import events
 from ftbuild.action import Action, Describer, Output
 from ftbuild.digest import Digest
 from ftbuild.errors import FtbuildError, InterruptedBuild
+from ftbuild.fetching import Fetcher
 from ftbuild.graph import Graph, Target
 from ftbuild.history import Built, History
-from ftbuild.kinds import KINDS_BY_NAME, missing_files
 from ftbuild.plan import Planner, known_output
 from ftbuild.run import Done, Failed, Runner, slot_of
 from ftbuild.slots import Slots
@@ -230,12 +230,7 @@ class Executor:
     def _look_up(self, node: _Node, action: Action) -> Callable[[], None]:
         """Ask for a record elsewhere; in a thread of its own, as all that waits for others."""
         assert self.supply is not None
-        record = self.supply.find(action.key)
-        if record is not None:
-            missing = missing_files(KINDS_BY_NAME[action.target.kind], record.tree.paths)
-            if missing:
-                self.supply.refuse(record, f"a {action.target.kind} without {', '.join(missing)}")
-                record = None
+        record = Fetcher(self.store, self.supply).look_up(action)
         if record is None:
             return partial(self._build, action)
         return partial(self._is_elsewhere, node, action, record)
@@ -247,15 +242,11 @@ class Executor:
     def _fetch(self, node: _Node, output: Output) -> Callable[[], None]:
         """Bring a wanted artifact here; in a thread of its own."""
         assert self.supply is not None
-        label, began = node.target.label, time.monotonic()
-        record = self.supply.find(output.key)
+        began = time.monotonic()
         try:
-            if record is None or record.tree.digest != output.tree:
-                raise MissingBlob(output.tree, label)
-            self.supply.fetch(record, record.tree)
-            self.store.lay_out(record.tree)
+            record = Fetcher(self.store, self.supply).bring(output).record
         except MissingBlob:
-            return partial(self._run_again, label)
+            return partial(self._run_again, node.target.label)
         return partial(self._fetched, node, output, record, time.monotonic() - began)
 
     def _fetched(self, node: _Node, output: Output, record: Record, seconds: float) -> None:
@@ -444,12 +435,10 @@ class Executor:
             tree = whole if patterns is None else whole.part(patterns)
             return tree, self.store.lay_out(tree)
         except MissingBlob:
-            record = None if self.supply is None else self.supply.find(output.key)
-            if self.supply is None or record is None or record.tree.digest != output.tree:
+            if self.supply is None:
                 raise
-        tree = record.tree if patterns is None else record.tree.part(patterns)
-        self.supply.fetch(record, tree)
-        return tree, self.store.lay_out(tree)
+            brought = Fetcher(self.store, self.supply).bring(output, patterns)
+            return brought.tree, brought.path
 
     def _hear(self, message: _Message) -> None:
         label = message.label

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ftbuild import events, fastpath, lockfile, locking, outputs, signing, usersettings, workspace
 from ftbuild.action import Describer
+from ftbuild.digest import Digest
 from ftbuild.errors import DifferenceError, UsageError
 from ftbuild.graph import Graph, Target
 from ftbuild.history import Built, History, log_of_failure, workspace_folder
@@ -23,13 +24,16 @@ from ftbuild.lockfile import Lock
 from ftbuild.plan import Plan, Planner, State, Verdict
 from ftbuild.sources.resolver import Resolver
 from ftbuild.store.actions import Record
+from ftbuild.store.blobs import MissingBlob
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
+from ftbuild.store.trees import Entry, Tree
 from ftbuild.store.trust import Trust
 
 if TYPE_CHECKING:
     from ftbuild.build import BuildResult
     from ftbuild.doctor import Finding
+    from ftbuild.lineage import Step
     from ftbuild.remote.guard import Tell
     from ftbuild.remote.service import Supply
     from ftbuild.store.check import Checked
@@ -604,7 +608,36 @@ class Project:
 
     def check_store(self) -> "Checked":
         """Hash every object of the store; damaged ones are moved away, and mended if possible."""
-        return self.store.check()
+        supply = self.supply(self.warnings.append)
+        if supply is None:
+            return self.store.check()
+        owners: dict[Digest, tuple[Record, Entry]] = {}
+
+        def fetch(digest: Digest) -> bool:
+            if not owners:
+                owners.update(
+                    (e.digest, (r, e)) for r in self.store.records() for e in r.tree.entries
+                )
+            if digest not in owners:
+                return False
+            record, entry = owners[digest]
+            with suppress(MissingBlob):
+                supply.fetch(record, Tree((entry,)))
+                return True
+            return False
+
+        return self.store.check(fetch)
+
+    def lineage(self, name: str) -> "list[Step]":
+        """Return all steps from the sources to the artifact of `name`, which comes last.
+
+        Raises:
+            UsageError: it is not built, or no longer in the store.
+        """
+        from ftbuild import lineage
+
+        target, built = self._built(name)
+        return lineage.lineage(self, target.label, self._record(built, target.label))
 
     def doctor(self) -> "list[Finding]":
         """Return what is and is not as ftbuild needs it on this machine."""

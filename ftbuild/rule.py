@@ -21,7 +21,7 @@ import typing
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 
@@ -151,6 +151,8 @@ class Params(BaseModel):
         # `1` for a text or `"3"` for a number is a slip that the user wants to hear of.
         strict=True,
     )
+    elsewhere: ClassVar[Mapping[str, str]] = {}
+    """Attributes that users look for here and that another rule has: name -> what to write."""
 
     @classmethod
     def __get_pydantic_json_schema__(
@@ -251,6 +253,16 @@ class Context(Protocol):
         payload and any other input, never the rest of `of`. Pieces run in parallel, in
         processes forked from this one; each is kept as soon as it is done.
         """
+
+    def once(self, function: Callable[[Path], Any], name: str, *, of: str) -> Path:
+        """Run `function(out)` if no earlier build has; return the read-only directory it wrote.
+
+        `name` tells it from others of the rule. It may read whatever the action may but the input
+        `of`, and all that stands in its key, as in that of a fragment.
+        """
+
+    def digest(self, source: Path) -> Digest:
+        """Return the digest of a file of a fragment or of an input; read only if not known."""
 
     def link(self, source: Path, name: str) -> None:
         """Put `source`, a file of a fragment or of an input, at `out / name` without a copy."""

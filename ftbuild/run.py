@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from ftbuild.graph import Edge, RuleFacts
 from ftbuild.history import log_of_failure
 from ftbuild.kinds import KINDS_BY_NAME, missing_files
 from ftbuild.lockfile import Lock, check_environment
+from ftbuild.redaction import Redactor, of_environment
 from ftbuild.registry import load_rule
 from ftbuild.rows import MAX_BYTES
 from ftbuild.sandbox import NETWORK_TAG, Sandbox, View
@@ -100,6 +102,8 @@ class Runner:
     """Whether earlier builds left logs of failures."""
     sandbox: Sandbox | None = None
     """Around each action, which then sees its declared inputs alone."""
+    trackers: tuple[str, ...] = ()
+    """From [run]; what they log lies in the folder `trackers` beside the logs."""
     desks: threading.local = field(default_factory=threading.local)
     """A desk for each thread."""
     _rules: dict[str, "Rule"] = field(default_factory=dict)
@@ -195,9 +199,11 @@ class _Run:
         try:
             runs = self._process if self.action.facts.runs == "process" else self._worker
             end = runs(log)
-            is_silent = os.fstat(log).st_size == 0
         finally:
+            is_silent = os.fstat(log).st_size == 0
             os.close(log)
+            if not is_silent:
+                self.secrets.file(self.desk.log)
             self._sign_fragments()
         if end.status != 0 or self.problems:
             raise self._failure(end)
@@ -205,6 +211,7 @@ class _Run:
         tree = self._ingest()
         log_digest = None if is_silent else self.runner.store.put_file(Path(self.desk.log))
         snapshots = self._keep_sources()
+        facts = self.result["facts"]
         provenance = {
             "seconds": round(time.monotonic() - began, 3),
             "finished_at": int(time.time()),
@@ -214,7 +221,7 @@ class _Run:
             "label": self.action.target.label,
             "max_rss_bytes": end.max_rss_bytes,
             "is_reproducible": self.action.facts.is_reproducible,
-            "facts": self.result["facts"],
+            "facts": self.secrets.value(facts) if facts else {},
             "warnings": self.warnings,
             "log": log_digest,
             "sources": snapshots,
@@ -230,6 +237,11 @@ class _Run:
             self.runner.store.drop_scratch(self.action.key)
         fragments = self.result["fragments"]
         return Done(record, tuple(fragments) if fragments else None, tuple(self.warnings))
+
+    @cached_property
+    def secrets(self) -> Redactor:
+        """What takes secrets out of all that the action says."""
+        return of_environment(name for _, name in self.action.target.variables)
 
     def _sign_fragments(self) -> None:
         """Sign what the worker has published: it has no key, since it runs code of others."""
@@ -268,7 +280,11 @@ class _Run:
             "work": self.desk.work,
             "scratch": str(runner.store.scratch(action.key)),
             "cpus": self.cpus,
-            "environment": {**runner.shell.variables(self.desk.work), **_devices(self.gpus)},
+            "environment": {
+                **runner.shell.variables(self.desk.work),
+                **_devices(self.gpus),
+                **self._tracking(),
+            },
             "store": str(runner.store.root),
             "statcache": str(runner.statcache),
             "known": self._linkable(),
@@ -283,16 +299,30 @@ class _Run:
             return runner.workers.run_alone(self.desk.document, view, log, self._hear)
         return runner.workers.run_worker(self.desk.document, action.facts.preload, log, self._hear)
 
+    def _tracking(self) -> dict[str, str]:
+        """Return the variables of trackers; theirs alone pass from the user's environment."""
+        runner = self.runner
+        if not runner.trackers:
+            return {}
+        own = tuple(f"{name.upper()}_" for name in runner.trackers)
+        return {
+            "FTBUILD_TRACKERS": " ".join(runner.trackers),
+            "FTBUILD_TRACKER_FOLDER": str(runner.logs.parent / "trackers"),
+            "FTBUILD_TRACKER_RUN": self.action.target.label.strip("/").replace("/", "-"),
+            **{name: value for name, value in runner.environment.items() if name.startswith(own)},
+        }
+
     def _hear(self, event: dict[str, Any]) -> None:
         if "done" in event:
             self.result = event["done"]
         elif "failed" in event:
-            self.problems = problems_from(event["failed"])
+            self.problems = problems_from(self.secrets.value(event["failed"]))
         elif "published" in event:
             self.published.append(event["published"])
         elif "warning" in event:
-            self.warnings.append(event["warning"])
-            self.on_event(event)
+            told = self.secrets.text(event["warning"])
+            self.warnings.append(told)
+            self.on_event({"warning": told})
         else:
             self.on_event(event)
 

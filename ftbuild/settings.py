@@ -12,6 +12,9 @@ from ftbuild.wording import as_toml, did_you_mean, kind_of_value
 RESERVED = ("project", "run", "cache", "profile")
 """Names of tables that no rule may have."""
 
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+"""Programs that draw curves; an action starts those that `[run] trackers` names."""
+
 
 @dataclass(frozen=True)
 class ProjectTable:
@@ -73,6 +76,13 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             {"type": "integer", "minimum": 1},
         ),
         "sandbox": _flag("Each action sees its declared inputs alone and has no network."),
+        "trackers": Setting(
+            f"a list of {', '.join(f'`{name}`' for name in TRACKERS)}",
+            lambda v: isinstance(v, list) and all(item in TRACKERS for item in v),
+            '["tensorboard"]',
+            "Where trainings log their curves too. A tracker that fails changes nothing.",
+            {"type": "array", "items": {"enum": list(TRACKERS)}},
+        ),
     },
     "cache": {
         "dir": _text("~/.cache/ftbuild", "The store's directory."),

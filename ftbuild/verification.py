@@ -23,6 +23,7 @@ from ftbuild.graph import Target
 from ftbuild.registry import Registry
 from ftbuild.run import Done, Failed, Runner, slot_of
 from ftbuild.store.actions import Record
+from ftbuild.store.blobs import MissingBlob
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
 from ftbuild.store.trees import Tree
@@ -96,6 +97,7 @@ class Verifier:
         self._limits = limits
         self._on_event = on_event
         self._describer = project.describer()
+        self._supply = project.supply(lambda text: on_event(events.Warned("", text)))
         self._began = time.monotonic()
         self._outputs: dict[str, Output] = {}
         self._found: dict[str, tuple[Action, Record]] = {}
@@ -135,6 +137,8 @@ class Verifier:
                 self._missing[target.label] = error.problems[0].what
                 continue
             record = store.find(action.key)
+            if record is None and self._supply is not None:
+                record = self._supply.find(action.key)
             if record is None:
                 objection = store.distrusted.get(action.key)
                 self._missing[target.label] = (
@@ -216,10 +220,11 @@ class Verifier:
         target = action.target
         inputs = {}
         for edge in target.edges:
-            output, tree = self._outputs[edge.label], self._found[edge.label][1].tree
+            output, record = self._outputs[edge.label], self._found[edge.label][1]
+            tree = record.tree
             if edge.part is not None:
                 tree = tree.part(action.facts.parts[edge.field])
-            inputs[slot_of(edge)] = (output, tree, self._project.store.lay_out(tree))
+            inputs[slot_of(edge)] = (output, tree, self._lay_out(record, tree))
         machine = slots.of_this_machine(self._project.options.jobs)
         share = machine.share(target, action.facts)
         gpus = machine.take(target.label, share) or ()
@@ -230,13 +235,27 @@ class Verifier:
 
         return runner.run(action, inputs, cpus=share.cpus, gpus=gpus, on_event=hear)
 
+    def _lay_out(self, record: Record, tree: Tree) -> Path:
+        """Return where a part of a recorded output lies, fetched if need be.
+
+        Raises:
+            MissingBlob: its bytes are not to be had.
+        """
+        try:
+            return self._project.store.lay_out(tree)
+        except MissingBlob:
+            if self._supply is None:
+                raise
+        self._supply.fetch(record, tree)
+        return self._project.store.lay_out(tree)
+
     def _compare(self, action: Action, record: Record, done: Done, store: Store) -> Verified:
         label, kind = action.target.label, action.target.kind
         old, new = record.tree, done.record.tree
         found = Verified(label, "identical", action.key, old.digest, new.digest)
         if old.digest == new.digest:
             return found
-        ours = self._project.store.lay_out(old)
+        ours = self._lay_out(record, old)
         theirs = store.lay_out(new)
         view = self._view(kind, old, new, ours, theirs)
         tolerance = self._limits.tolerance

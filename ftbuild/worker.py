@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ftbuild import keys
-from ftbuild.digest import Digest
+from ftbuild.digest import Digest, hash_file
 from ftbuild.errors import FtbuildError, Problem, RuleError
 from ftbuild.graph import RuleFacts
 from ftbuild.kinds import KINDS_BY_NAME, Artifact
@@ -131,6 +131,24 @@ class WorkerContext:
         """Let go of the store; what was published is durable."""
         if self._store is not None:
             self._store.close()
+
+    def once(self, function: Callable[[Path], Any], name: str, *, of: str) -> Path:
+        """Run `function(out)` if no earlier build has; return the directory that it wrote."""
+        store = self._open_store()
+        document = keys.fragment_document(
+            self._document["document"], of=of, function=name, identity=None
+        )
+        record = store.find(keys.action_key(document))
+        if record is None:
+            out = store.workspace()
+            function(out)
+            record = Record(keys.action_key(document), store.put_tree(out), None, document, {})
+            store.publish(record)
+        return self._fragment(record, was_built=False).path
+
+    def digest(self, source: Path) -> Digest:
+        """Return the digest of a file of a fragment or of an input; read only if not known."""
+        return self._digest(source) or hash_file(source)
 
     def link(self, source: Path, name: str) -> None:
         """Put `source` at `out / name`, without a copy where it is an object of the store."""

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A module imports from its own line or a line above, inside functions too. Among
 # the imports that loading a file makes there is no cycle.
 LAYERS = """
-__version__ errors digest labels units docstrings signing
+__version__ redaction errors digest labels units docstrings signing
 kinds view rule wording rows
 store.*
 remote.*
@@ -33,10 +33,10 @@ sources.*
 action history plan locking
 events slots
 guard sandbox worker warm workers
-run
+run fetching
 executor
 outputs workspace viewing fastpath transfer
-build verification selection project doctor
+build verification selection lineage project doctor
 ftbuild
 cli.* __main__
 """

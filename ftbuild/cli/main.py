@@ -27,6 +27,7 @@ COMMANDS = {
     "pull": "fetch what others have built from the remote store",
     "keys": "make the key pair with which records are signed",
     "log": "print the log of a target's last run",
+    "provenance": "tell what an artifact follows from, down to its sources",
     "path": "print the directory of a target's artifact",
     "init": "start a project in this folder",
     "clean": "remove ftbuild-out; the store keeps its objects",

@@ -13,6 +13,9 @@ MAX_RECORD_BYTES = 64 << 20
 """No record is larger: it lists the files of one artifact."""
 
 
+Data = bytes | bytearray
+
+
 class RemoteError(Exception):
     """A remote store did not do what it was asked for; the text holds no secret."""
 
@@ -23,6 +26,7 @@ class RemoteError(Exception):
         is_temporary: bool = False,
         is_down: bool = False,
         forbids_writing: bool = False,
+        is_wrong: bool = False,
     ) -> None:
         super().__init__(what)
         self.what = what
@@ -32,6 +36,8 @@ class RemoteError(Exception):
         """Nothing else will go right either."""
         self.forbids_writing = forbids_writing
         """Reading may go on; writing will not: no right to, or no space."""
+        self.is_wrong = is_wrong
+        """The object itself is wrong, whoever asks for it."""
 
 
 class Backend(Protocol):
@@ -40,7 +46,7 @@ class Backend(Protocol):
     name: str
     """Its address without user, password or token, for messages."""
 
-    def get(self, path: str, limit: int) -> bytes | None:
+    def get(self, path: str, limit: int) -> Data | None:
         """Return an object, None if it is not there.
 
         Raises:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ftbuild.errors import UsageError
 from ftbuild.remote.address import Address
-from ftbuild.remote.backend import RemoteError
+from ftbuild.remote.backend import Data, RemoteError
 
 _TIMEOUTS = {"connect_timeout": "5s", "timeout": "60s"}
 _RETRY: dict[str, Any] = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
@@ -48,13 +48,13 @@ class Bucket:
                 fix="check the address and the credentials of its cloud",
             ) from error
 
-    def get(self, path: str, limit: int) -> bytes | None:
+    def get(self, path: str, limit: int) -> Data | None:
         """Return an object, None if it is not there."""
         try:
             found = self._obstore.get(self._store, path)
             size = found.meta["size"]
             if size > limit:
-                raise RemoteError(f"`{path}` has {size:,} bytes, more than {limit:,}")
+                raise RemoteError(f"`{path}` has {size:,} bytes, not {limit:,}", is_wrong=True)
             return bytes(found.bytes())
         except FileNotFoundError:
             return None

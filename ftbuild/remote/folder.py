@@ -11,7 +11,7 @@ import stat as stat_module
 import threading
 from contextlib import suppress
 
-from ftbuild.remote.backend import RemoteError
+from ftbuild.remote.backend import Data, RemoteError
 from ftbuild.store import disk
 from ftbuild.store.durability import Flusher
 
@@ -29,13 +29,13 @@ class Folder:
         self._flusher: Flusher | None = None
         self._written: set[str] = set()
 
-    def get(self, path: str, limit: int) -> bytes | None:
+    def get(self, path: str, limit: int) -> Data | None:
         """Return an object, None if it is not there."""
         try:
             with open(f"{self._path}/{path}", "rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size > limit:
-                    raise RemoteError(f"`{path}` has {size:,} bytes, more than {limit:,}")
+                    raise RemoteError(f"`{path}` has {size:,} bytes, not {limit:,}", is_wrong=True)
                 return _read(file.fileno(), limit)
         except FileNotFoundError:
             return None

@@ -10,7 +10,7 @@ from itertools import islice
 
 from ftbuild.digest import Digest, hash_bytes, hash_value
 from ftbuild.remote import window
-from ftbuild.remote.backend import MAX_OBJECT_BYTES, MAX_RECORD_BYTES, RemoteError
+from ftbuild.remote.backend import MAX_OBJECT_BYTES, MAX_RECORD_BYTES, Data, RemoteError
 from ftbuild.remote.guard import Guard
 from ftbuild.remote.layer import Found
 from ftbuild.remote.result import BadMessage, Blob, Result, decode_manifest
@@ -27,14 +27,14 @@ class Gone(Exception):
         self.what = what
 
 
-def parse(data: bytes, key: Digest) -> Found:
+def parse(data: Data, key: Digest) -> Found:
     """Return the record of `key` in the message `data`.
 
     Raises:
         Gone: it is damaged, or another action's.
     """
     try:
-        result = Result.decode(data)
+        result = Result.decode(bytes(data))
         record = decode(result.record, key)
         is_own = hash_value(record.document) == key
     except (BadMessage, DamagedRecord, ValueError, TypeError, RecursionError) as error:
@@ -67,7 +67,7 @@ class RemoteLayer:
                 return None
             self._found[key] = parse(data, key)
         except RemoteError as error:
-            self.guard.warn("trouble", f"does not answer as it should ({error.what})")
+            self.guard.warn(f"does not answer as it should ({error.what})")
             return None
         except Gone as error:
             self.guard.blame(error.what)
@@ -81,13 +81,15 @@ class RemoteLayer:
         if found is None or found.record.tree != record.tree:
             return set()
         came: set[Digest] = set()
+        if (needed := _missing_space(entries, store)) is not None:
+            self.guard.warn(f"has a result of {needed:,} bytes, more than the disk has free")
+            return came
         try:
-            _check_space(entries, store)
-            places = self._places(found, entries)
-            self._receive(places, store, came)
+            self._receive(self._places(found, entries), store, came)
         except RemoteError as error:
-            self.guard.warn("trouble", f"does not answer as it should ({error.what})")
-            self.distrusted.add(record.key)
+            self.guard.warn(f"does not answer as it should ({error.what})")
+            if error.is_wrong:
+                self.distrusted.add(record.key)
         except Gone as error:
             self.guard.blame(error.what)
             self.distrusted.add(record.key)
@@ -115,14 +117,14 @@ class RemoteLayer:
     def _manifest(self, blob: Blob) -> tuple[Blob, ...]:
         data = self._get(blob, MAX_RECORD_BYTES)
         try:
-            if hash_bytes(data) != blob.digest:
+            if hash_bytes(bytes(data)) != blob.digest:
                 raise BadMessage("its bytes have another digest")
-            return decode_manifest(data)
+            return decode_manifest(bytes(data))
         except BadMessage as error:
             self.suspects.add(blob.digest)
             raise Gone(f"a list of chunks that is none: {error}") from error
 
-    def _get(self, blob: Blob, limit: int = MAX_OBJECT_BYTES) -> bytes:
+    def _get(self, blob: Blob, limit: int = MAX_OBJECT_BYTES) -> Data:
         data = self.guard.get(f"cas/{blob.digest}", min(blob.size, limit))
         if data is None:
             self.suspects.add(blob.digest)
@@ -150,11 +152,11 @@ class RemoteLayer:
         self.guard.close()
 
 
-def _next(stream: Iterator[bytes], count: int) -> Iterator[bytes]:
+def _next(stream: Iterator[Data], count: int) -> Iterator[Data]:
     return islice(stream, count)
 
 
-def _check_space(entries: Sequence[Entry], store: Store) -> None:
-    space = os.statvfs(store.root)
-    if sum(entry.size for entry in entries) > space.f_bavail * space.f_frsize:
-        raise Gone("a record of more bytes than the disk has free")
+def _missing_space(entries: Sequence[Entry], store: Store) -> int | None:
+    """Return the bytes that are needed if the disk has not as many."""
+    needed, space = sum(entry.size for entry in entries), os.statvfs(store.root)
+    return needed if needed > space.f_bavail * space.f_frsize else None

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from ftbuild.remote.backend import Backend, RemoteError
+from ftbuild.remote.backend import Backend, Data, RemoteError
 
 T = TypeVar("T")
 Tell = Callable[[str], None]
@@ -42,7 +42,7 @@ class Guard:
         self._lost_s = 0.0
         self._is_closing = threading.Event()
 
-    def get(self, path: str, limit: int) -> bytes | None:
+    def get(self, path: str, limit: int) -> Data | None:
         """Return an object, None if it is not there."""
         data = self._try(lambda: self._backend.get(path, limit))
         with self._lock:
@@ -73,12 +73,12 @@ class Guard:
         with self._lock:
             self._lies += 1
             is_enough = self._lies >= _MAX_LIES
-        self.warn("lies", f"gave something wrong ({what}), which is not used")
+        self.warn(f"gave something wrong ({what}), which is not used")
         if is_enough:
             self.is_open = False
 
-    def warn(self, topic: str, text: str) -> None:
-        """Tell of a trouble, once for each topic."""
+    def warn(self, text: str, *, topic: str = "trouble") -> None:
+        """Tell of a trouble; of the first one only, or a flood of lines would follow."""
         with self._lock:
             is_new = topic not in self._told
             self._told.add(topic)
@@ -110,7 +110,8 @@ class Guard:
     def _failed(self, error: RemoteError, seconds: float, *, is_write: bool) -> None:
         if error.forbids_writing and is_write:
             self.can_write = False
-            self.warn("writing", f"takes no results ({error.what}): they stay on this machine")
+            text = f"takes no results ({error.what}): they stay on this machine"
+            self.warn(text, topic="writing")
             return
         with self._lock:
             self._failures += 1
@@ -123,7 +124,7 @@ class Guard:
             )
             self.is_open = self.is_open and not is_over
         if is_over:
-            self.warn("down", f"cannot be used ({error.what}): going on without it")
+            self.warn(f"cannot be used ({error.what}): going on without it")
 
     def close(self) -> None:
         """Wait no more, and let go of connections."""

@@ -95,15 +95,25 @@ class Sender:
         return Sent(Outcome.PRESENT)
 
     def _first(self, key: Digest) -> Found | None:
-        """Return the record that is there; a damaged one is to be written over."""
+        """Return the record that is there; a damaged or forged one is to be written over."""
         data = self.layer.guard.get(f"ac/{key}", MAX_RECORD_BYTES)
         if data is None:
             return None
         try:
-            return parse(data, key)
+            first = parse(data, key)
         except Gone:
             self.layer.distrusted.add(key)
             return None
+        if self._is_overruled(first.record):
+            self.layer.distrusted.add(key)
+            return None
+        return first
+
+    def _is_overruled(self, first: Record) -> bool:
+        """Say whether the project believes what is signed here, and does not believe `first`."""
+        trust = self._store.trust
+        is_ours_believed = trust.signer is not None and trust.signer.public in trust.trusted
+        return is_ours_believed and trust.objection(first) is not None
 
     def _send_files(self, record: Record, progress: Progress) -> Result:
         files: list[OutputFile] = []

@@ -80,6 +80,8 @@ class Supply:
             if reason is None:
                 self._store.keep_known(found.record)
                 return found.record
+            if isinstance(layer, RemoteLayer):  # who may write replaces it by a result of ours
+                layer.distrusted.add(key)
             self._tell(f"`{layer.name}` has a result that is not used: {reason}")
         return None
 
@@ -90,15 +92,15 @@ class Supply:
     def refuse(self, record: Record, why: str) -> None:
         """Take a record back that is not what it should be, and say so."""
         self._tell(f"a remote result is not used: it is {why}")
-        self.forget(record.key)
+        for layer in self.remotes:
+            layer.distrusted.add(record.key)
+        self._forget(record.key)
 
-    def forget(self, key: Digest) -> None:
-        """Take a record back: its bytes cannot be had, or it is not what it should be."""
+    def _forget(self, key: Digest) -> None:
+        """No longer answer with a record: its bytes are not to be had."""
         with self._lock:
             self._records[key] = None
         self._store.forget_known(key)
-        for layer in self.remotes:
-            layer.distrusted.add(key)
 
     def fetch(self, record: Record, tree: Tree) -> int:
         """Bring the files of `tree`, a part of a record's, into the store; return their bytes.
@@ -117,7 +119,7 @@ class Supply:
         with self._lock:
             self.got_bytes += size - sum(entry.size for entry in missing)
         if missing:
-            self.forget(record.key)
+            self._forget(record.key)
             where = str(self._store.blob_path(missing[0].digest))
             raise MissingBlob(missing[0].digest, where)
         if self._store.has_bytes(record):
@@ -173,10 +175,10 @@ class Supply:
             sent = sender.send(record, is_thorough=False)
         except RemoteError as error:
             if guard.can_write and guard.is_open:
-                guard.warn("sending", f"did not take a result ({error.what})")
+                guard.warn(f"did not take a result ({error.what})")
             return
         except Exception as error:  # whatever it is, the build is done and right
-            guard.warn("sending", f"did not get a result ({type(error).__name__})")
+            guard.warn(f"did not get a result ({type(error).__name__})")
             return
         if sent.outcome is Outcome.DIFFERENT:
             self._tell(different(label, guard.name, sent.differing))

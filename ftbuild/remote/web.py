@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ftbuild.remote.address import Address
-from ftbuild.remote.backend import RemoteError
+from ftbuild.remote.backend import Data, RemoteError
 
 CONNECT_S = 5.0
 STALL_S = 10.0
@@ -56,9 +56,9 @@ class Web:
         self._lock = threading.Lock()
         self._connections: list[http.client.HTTPConnection] = []
 
-    def get(self, path: str, limit: int) -> bytes | None:
+    def get(self, path: str, limit: int) -> Data | None:
         """Return an object, None if it is not there."""
-        found: bytes | None = self._ask("GET", path, lambda answer: _body(answer, limit))
+        found: Data | None = self._ask("GET", path, lambda answer: _body(answer, limit))
         return found
 
     def size(self, path: str) -> int | None:
@@ -159,6 +159,10 @@ class Web:
     def _trouble(self, error: Exception) -> RemoteError:
         if isinstance(error, http.client.IncompleteRead):
             return RemoteError("an answer was cut short", is_temporary=True)
+        if isinstance(error, http.client.RemoteDisconnected):
+            return RemoteError("it closes the connection without an answer", is_temporary=True)
+        if isinstance(error, http.client.BadStatusLine):
+            return RemoteError("it does not speak HTTP", is_temporary=True)
         if isinstance(error, TimeoutError):
             return RemoteError("it does not answer in time", is_down=True)
         if isinstance(error, ssl.SSLError):
@@ -228,6 +232,8 @@ class _Timed:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._readers = 0
+        self._is_closed = False
 
     def sendall(self, data: Any) -> None:
         """Send all of it within the time of one silence."""
@@ -236,7 +242,13 @@ class _Timed:
 
     def makefile(self, mode: str) -> io.BufferedReader:
         """Return what one answer is read from."""
-        return io.BufferedReader(_Reader(self._sock), 64 << 10)
+        self._readers += 1
+        return io.BufferedReader(_Reader(self._sock, self._reader_closed), 64 << 10)
+
+    def _reader_closed(self) -> None:
+        self._readers -= 1
+        if self._is_closed and not self._readers:
+            self._sock.close()
 
     def shutdown(self) -> None:
         """End what another thread is waiting for."""
@@ -244,17 +256,26 @@ class _Timed:
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the socket."""
-        self._sock.close()
+        """Close the socket, but not under an answer that is still being read."""
+        self._is_closed = True
+        if not self._readers:
+            self._sock.close()
 
 
 class _Reader(io.RawIOBase):
     """Reads one answer, which must begin within `STALL_S` and then bring `MIN_BYTES_PER_S`."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, on_close: Callable[[], None]) -> None:
         self._sock = sock
+        self._on_close = on_close
         self._began = time.monotonic()
         self._got = 0
+
+    def close(self) -> None:
+        """Say that the answer is read."""
+        if not self.closed:
+            super().close()
+            self._on_close()
 
     def readable(self) -> bool:
         """Say that it can be read."""
@@ -278,32 +299,31 @@ def _announced(answer: http.client.HTTPResponse) -> int:
     return int(text)
 
 
-def _body(answer: http.client.HTTPResponse, limit: int) -> bytes:
+def _body(answer: http.client.HTTPResponse, limit: int) -> Data:
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         raise RemoteError("an answer is compressed, which was not asked for")
     size = answer.length
     if size is None:
         return _unannounced(answer, limit)
     if size > limit:
-        raise RemoteError(f"an answer has {size:,} bytes, more than {limit:,}")
+        raise RemoteError(f"an answer has {size:,} bytes, not {limit:,}", is_wrong=True)
     buffer = bytearray(size)
     view, got = memoryview(buffer), 0
     while got < size:
-        block = answer.read1(min(_BLOCK_BYTES, size - got))
-        if not block:
+        count = answer.readinto(view[got:])  # the reader below it keeps the time
+        if not count:
             raise RemoteError("an answer was cut short", is_temporary=True)
-        view[got : got + len(block)] = block
-        got += len(block)
-    return bytes(buffer)
+        got += count
+    return buffer
 
 
-def _unannounced(answer: http.client.HTTPResponse, limit: int) -> bytes:
+def _unannounced(answer: http.client.HTTPResponse, limit: int) -> Data:
     blocks, got = [], 0
     while block := answer.read1(_BLOCK_BYTES):
         blocks.append(block)
         got += len(block)
         if got > limit:
-            raise RemoteError(f"an answer has more than {limit:,} bytes")
+            raise RemoteError(f"an answer has more than {limit:,} bytes", is_wrong=True)
     return b"".join(blocks)
 
 

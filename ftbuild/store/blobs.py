@@ -96,7 +96,7 @@ class Blobs:
         self._move(staged, digest)
         return digest
 
-    def receive(self, digest: Digest, blocks: Iterable[bytes]) -> bool:
+    def receive(self, digest: Digest, blocks: Iterable[bytes | bytearray]) -> bool:
         """Make what comes in `blocks` a blob if it has this digest; say whether it has.
 
         What `blocks` raises is passed on, and leaves nothing behind.

@@ -7,12 +7,13 @@ are gone counts as absent.
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from ftbuild.digest import Digest, hash_file, is_digest
 from ftbuild.store import disk
-from ftbuild.store.actions import DamagedRecord, decode
+from ftbuild.store.actions import DamagedRecord, Record, decode
 from ftbuild.store.blobs import Blobs
 from ftbuild.store.layout import Layout
 from ftbuild.store.trees import Entry, Tree
@@ -64,9 +65,14 @@ class Checker:
 
     def run(self) -> Checked:
         """Look at everything; trees first, since their files can mend blobs."""
-        counts = {"trees": 0, "blobs": 0, "actions": 0}
+        counts = {"trees": 0, "blobs": 0, "actions": 0, "known": 0}
         damaged: list[Damage] = []
-        looks = (("trees", self._tree), ("blobs", self._blob), ("actions", self._record))
+        looks = (
+            ("trees", self._tree),
+            ("blobs", self._blob),
+            ("actions", self._record),
+            ("known", self._record),
+        )
         for folder, look in looks:
             for path in _objects(self._layout.folder(folder)):
                 counts[folder] += 1
@@ -76,7 +82,7 @@ class Checker:
         return Checked(
             counts["blobs"],
             counts["trees"],
-            counts["actions"],
+            counts["actions"] + counts["known"],
             self._size,
             tuple(damaged),
             tuple(self._untrusted),
@@ -151,8 +157,17 @@ class Checker:
         return None
 
 
+def records(layout: Layout) -> Iterator[Record]:
+    """Yield every whole record."""
+    for path in _objects(layout.folder("actions")):
+        with suppress(OSError, DamagedRecord):
+            yield decode(disk.read(path), Digest(os.path.basename(path).removesuffix(".json")))
+
+
 def _objects(folder: str) -> Iterator[str]:
     """Yield the paths of the objects below a folder, in their order."""
+    if not os.path.isdir(folder):  # `known` of a store that an earlier ftbuild made
+        return
     for name in sorted(os.listdir(folder)):
         inside = f"{folder}/{name}"
         if os.path.isdir(inside):

@@ -61,7 +61,7 @@ def sync(path: str) -> None:
         os.close(descriptor)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | bytearray) -> None:
     """Write all of `data`, however little each write takes."""
     done = os.write(descriptor, data)
     while done < len(data):
@@ -87,14 +87,26 @@ def copy_and_hash(source: str, destination: str) -> tuple[Digest, int]:
     return Digest(hasher.hexdigest()), size
 
 
-def write_and_hash(path: str, blocks: Iterable[bytes]) -> Digest:
-    """Write `blocks` to a file that must not exist yet; return the digest of all of them."""
+def write_and_hash(path: str, blocks: Iterable[bytes | bytearray]) -> Digest:
+    """Write `blocks` to a file that must not exist yet; return the digest of all of them.
+
+    A block is hashed while it is written, each half of the work by a thread of its own: either
+    takes some 0.8 s of a gigabyte.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
     hasher = hashlib.sha256()
     output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
-        for block in blocks:
-            write_all(output, block)
-            hasher.update(block)
+        with ThreadPoolExecutor(1) as beside:
+            for block in blocks:
+                if len(block) < SMALL_BYTES:
+                    hasher.update(block)
+                    write_all(output, block)
+                else:
+                    hashing = beside.submit(hasher.update, block)
+                    write_all(output, block)
+                    hashing.result()
     finally:
         os.close(output)
     return Digest(hasher.hexdigest())

@@ -13,7 +13,7 @@ appear whole or not at all. A record appears after its bytes. What is read is ve
 
 import os
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from functools import wraps
 from pathlib import Path
@@ -169,7 +169,7 @@ class Store:
         return digest
 
     @_in_words
-    def receive(self, digest: Digest, blocks: Iterable[bytes]) -> bool:
+    def receive(self, digest: Digest, blocks: Iterable[bytes | bytearray]) -> bool:
         """Make what comes in `blocks` a blob if it has this digest; say whether it has.
 
         It is durable with the record that is published next.
@@ -360,6 +360,12 @@ class Store:
 
         self.flush()
         return Checker(self._layout, self._blobs, self.trust, fetch).run()
+
+    def records(self) -> Iterator[Record]:
+        """Yield every whole record, whoever made it."""
+        from ftbuild.store.check import records
+
+        return records(self._layout)
 
     def _exclude(self, wait_s: float) -> int:
         if self._shared is not None:

@@ -7,6 +7,8 @@ import json
 import os
 from typing import Any
 
+_PATH = os.environ.get("FTBUILD_FAULT_REPORT")  # read now: fixtures clear such variables
+
 
 def report(row: str, fault: str, **found: Any) -> None:
     """Note what a test found for one row of the fault table.
@@ -14,7 +16,6 @@ def report(row: str, fault: str, **found: Any) -> None:
     `fired`: how many faults happened; `bad`: how many did harm; `control_red`: whether the test
     finds harm where the product is broken on purpose.
     """
-    path = os.environ.get("FTBUILD_FAULT_REPORT")
-    if path:
-        with open(path, "a", encoding="utf-8") as file:
+    if _PATH:
+        with open(_PATH, "a", encoding="utf-8") as file:
             file.write(json.dumps({"row": row, "fault": fault, **found}) + "\n")

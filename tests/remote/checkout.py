@@ -14,8 +14,8 @@ from ftbuild.remote.backend import MAX_RECORD_BYTES, Backend
 from ftbuild.remote.result import Result, decode_manifest
 from ftbuild.transfer import Transfer
 
-BIG = 1_500_000
-TAIL = 1_200_000
+BIG = 1_150_000
+TAIL = 1_060_000
 NOISE = "openssl enc -aes-128-ctr -K 00 -iv 00"
 MANIFEST = f"""\
 [project]

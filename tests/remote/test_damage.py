@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from faults.fault_report import report
+from ftbuild import signing
 from ftbuild.digest import canonical_json, hash_bytes
 from ftbuild.remote.folder import Folder
-from ftbuild.remote.result import Result
+from ftbuild.remote.result import Blob, OutputFile, Result
 from ftbuild.store.actions import decode, encode
+from ftbuild.store.trees import Entry, Tree
 from remote.checkout import Checkout, checkout, objects
 from store_kit import contents, corrupt_blobs
 
@@ -73,6 +76,8 @@ def test_each_damaged_object_is_a_miss_and_is_mended(tmp_path: Path, harm: Harm)
         shutil.rmtree(tmp_path / f"b{fired}")
         shutil.rmtree(tmp_path / f"c{fired}")
     assert fired == len(names[::step])
+    name = getattr(harm, "__name__", "removed")
+    report("36", f"a damaged or missing object of a remote: {name}", fired=fired, bad=0)
     # Of `clean` only the record is needed, so its one blob may be whatever it is.
     assert fired - noticed <= 1
 
@@ -103,11 +108,13 @@ def test_without_verifying_a_flipped_bit_would_get_through(
 
     def trusting_large(path: str, blocks: object) -> object:
         data = b"".join(blocks)  # type: ignore[call-overload]
-        return trusting(path, [data]) if len(data) > 1_400_000 else real(path, [data])
+        return trusting(path, [data]) if len(data) > 1_100_000 else real(path, [data])
 
     monkeypatch.setattr(disk, "write_and_hash", trusting_large)
     b.make("big")
-    assert corrupt_blobs(b.store) != []
+    is_red = corrupt_blobs(b.store) != []
+    report("36", "a damaged or missing object of a remote: flip", control_red=is_red)
+    assert is_red
     assert contents(b.output("big")) != contents(a.output("big"))
 
 
@@ -145,6 +152,41 @@ def test_record_whose_document_is_of_another_key_is_refused(tmp_path: Path) -> N
     )
 
 
+def test_poisoned_record_is_refused_by_who_demands_signatures_and_written_over(
+    tmp_path: Path,
+) -> None:
+    """A wrong result under the right key, all of it fitting: only a signature can tell."""
+    signer = signing.Signer(b"k" * 32)
+    a, remote, _ = built(tmp_path)
+    with a.open() as project:
+        [good] = [v for v in project.plan(["clean"]).verdicts if v.label == "clean"]
+    path = remote / "ac" / str(good.key)
+    result = Result.decode(path.read_bytes())
+    record = decode(result.record, path.name)  # type: ignore[arg-type]
+    evil = b"evil\n"
+    tree = Tree((Entry("f", "f", len(evil), hash_bytes(evil)),))
+    (remote / "cas" / hash_bytes(evil)).write_bytes(evil)
+    file = OutputFile("f", Blob(hash_bytes(evil), len(evil)))
+    overwrite(path, Result(encode(replace(record, tree=tree)), (file,)).encode())
+
+    believing = checkout(tmp_path / "believing", str(remote))
+    believing.make("clean")
+    is_red = contents(believing.output("clean")) == {"f": evil}
+    report("40", "poisoned record under the right key", control_red=is_red)
+    assert is_red
+
+    for number, outcome in ((1, "built"), (2, "fetched")):
+        b = checkout(tmp_path / f"b{number}", str(remote))
+        b.environment["FTBUILD_SIGNING_KEY"] = signer.to_text()
+        manifest = b.root / "FTBUILD.toml"
+        keys = f'\n[cache]\ntrusted_keys = ["{signer.public}"]\n'
+        manifest.write_text(manifest.read_text() + keys)
+        assert b.make("clean") == {"clean": outcome}
+        assert contents(b.output("clean")) == {"f": b"hello\nworld\n"}
+        assert ("it is not signed" in "".join(b.warnings())) == (number == 1)
+    report("40", "poisoned record under the right key", fired=1, bad=0)
+
+
 @pytest.mark.parametrize("path", ["../../evil", "/evil", "a/../../evil", "a//b", "."])
 def test_record_with_a_path_that_leaves_its_tree_is_refused(tmp_path: Path, path: str) -> None:
     _, remote, _ = built(tmp_path)
@@ -174,8 +216,7 @@ def test_record_larger_than_the_disk_is_refused(tmp_path: Path) -> None:
         overwrite(file, replace(result, record=encoded).encode())
     b = checkout(tmp_path / "b", str(remote))
     assert "built" in b.make().values()
-    [warning] = b.warnings()
-    assert "a record of more bytes than the disk has free" in warning
+    assert "bytes, more than the disk has free" in b.warnings()[0]
 
 
 def test_store_of_another_is_read_and_never_written(tmp_path: Path) -> None:

@@ -68,6 +68,14 @@ class StoredTensor:
             file.seek(self.start)
             return file.read(self.spec.size_bytes)
 
+    def read_into(self, buffer: Any, *, offset: int = 0) -> None:
+        """Fill `buffer` with its bytes from `offset` on."""
+        with self.file.open("rb") as file:
+            file.seek(self.start + offset)
+            read = file.readinto(buffer)
+        if read != len(buffer):
+            raise damaged(self.file.name, f"`{self.spec.name}` ends early")
+
     def blocks(self) -> Iterator[bytes]:
         """Yield its bytes in pieces of bounded size."""
         with self.file.open("rb") as file:

@@ -21,13 +21,20 @@ SAFETENSORS_NAMES = {name: key for key, name in TORCH_NAMES.items()}
 
 def load_tensor(stored: StoredTensor) -> Any:
     """Return a stored tensor as a torch tensor of its own type, on the CPU."""
+    return load_rows(stored, (0, stored.spec.shape[0] if stored.spec.shape else 1))
+
+
+def load_rows(stored: StoredTensor, rows: tuple[int, int]) -> Any:
+    """Return the rows `rows[0]` to `rows[1]` of a stored tensor, reading no others."""
     import torch
 
-    dtype = getattr(torch, TORCH_NAMES[stored.spec.dtype])
-    data = bytearray(stored.read())
-    if not data:
-        return torch.empty(stored.spec.shape, dtype=dtype)
-    return torch.frombuffer(data, dtype=dtype).reshape(stored.spec.shape)
+    spec, (first, last) = stored.spec, rows
+    shape = (last - first, *spec.shape[1:]) if spec.shape else ()
+    value = torch.empty(shape, dtype=getattr(torch, TORCH_NAMES[spec.dtype]))
+    if value.numel():
+        row_bytes = spec.size_bytes // max(1, spec.shape[0] if spec.shape else 1)
+        stored.read_into(tensor_bytes(value), offset=first * row_bytes)
+    return value
 
 
 def spec_of(name: str, tensor: Any) -> TensorSpec:

@@ -1,8 +1,15 @@
-"""`merge`: fold a LoRA adapter into its base model.
+"""`merge`: fold adapters into their base model, or models of one shape into one.
 
-The files of the base are read and written tensor by tensor: a tensor that the adapter does not
-touch is copied byte for byte, one that it touches is `_adapter_delta`'s sum, and the largest of
-them is all that is held in memory. The result equals PEFT's `merge_and_unload` bit for bit.
+[merge.helpful_and_polite]
+model = "smol"
+adapters = ["helpful", "polite"]
+weights = [0.7, 0.3]
+method = "ties"
+density = 0.5
+
+The files of the base are read and written tensor by tensor: a tensor that nothing touches is
+copied byte for byte, one that is touched is a sum worked out in pieces of rows, and a piece is all
+that is held in memory. With one adapter the result equals PEFT's `merge_and_unload`.
 
 With `check_logits` the whole model is loaded in float32, first with the adapter beside it and
 then merged, after the files are written: a peak of four bytes a parameter. A machine that cannot
@@ -10,13 +17,15 @@ hold that sets it to false; the files are the same.
 """
 
 import json
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from ftbuild.api import (
+    TOKENIZER,
     Adapter,
+    AttributeProblem,
     Context,
+    Field,
     Inputs,
     Model,
     Params,
@@ -25,167 +34,261 @@ from ftbuild.api import (
     canonical_json,
     rule,
 )
-from ftbuild_rules.models._adapter_delta import Deltas, apply_delta, read_deltas, require_places
-from ftbuild_rules.models._files import INDEX_NAME, TEMPLATE_NAME, files_of, weight_files
-from ftbuild_rules.models._logits import compare_logits
+from ftbuild_rules.models._adapter_delta import Delta, Deltas, read_deltas
+from ftbuild_rules.models._combine import Method, Part, Recipe, merged_pieces
+from ftbuild_rules.models._ends import EMBEDDINGS, Ends, ends
+from ftbuild_rules.models._files import INDEX_NAME, files_of, weight_files
+from ftbuild_rules.models._logits import compare_logits, logit_bound
+from ftbuild_rules.models._places import place
 from ftbuild_rules.models._safetensors import (
     StoredTensor,
     TensorSpec,
     read_tensors,
     write_tensors,
 )
-from ftbuild_rules.models._torch import tensor_bytes
 from ftbuild_rules.quantization._dequantize import in_full
 from ftbuild_rules.training._lora import require_base
 
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
-_OUTPUT = "lm_head.weight"
-# Half the distance between neighbouring values just above 1: the error of one rounding. Logits
-# are computed in float32, where the order of the sums matters more than the weights' last bit.
-_ROUNDING = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-20, "F64": 2.0**-20}
-
 
 class MergeInputs(Inputs):
-    """A pair that belongs together."""
+    """What belongs together."""
 
     model: Model | QuantizedModel
     """The base model. For an adapter of a quantized one either that, and the result is what was
     trained, or the model in full precision that it was made from."""
-    adapter: Adapter
+    adapter: Adapter | None = None
     """Trained on `model`: it carries the digest of its base."""
+    adapters: tuple[Adapter, ...] = ()
+    """Several, all trained on `model`; one may continue another."""
+    models: tuple[Model, ...] = ()
+    """Other models of the same shape, such as `model` with all weights trained."""
 
 
 class MergeParams(Params):
-    """What to check."""
+    """How several become one, and what to check."""
 
+    method: Method = "linear"
+    """`linear` sums what each adds to `model`; `ties` keeps the largest values of each and the
+    signs of the majority; `dare_linear` and `dare_ties` keep random ones, scaled up; `slerp` goes
+    along the arc from `model` to one other model."""
+    weights: tuple[float, ...] = ()
+    """The weight of each of `adapters`, then of `models`; needed where there are several. For
+    `slerp` how far to go: 0 is `model`, 1 the other."""
+    density: float = Field(1.0, gt=0, le=1)
+    """Share of the values of each that `ties` and `dare` keep."""
+    seed: int = Field(42, ge=0, lt=2**32)
+    """Of the values that `dare` keeps."""
     check_logits: bool = True
-    """Compare the logits of the merged model with those of base and adapter on a few prompts,
-    and fail if they differ by more than rounding explains."""
+    """Compare the logits of the merged model with those of base and adapters on a few prompts,
+    and fail if they differ by more than rounding explains. Only a linear sum of adapters can be
+    compared."""
+
+
+def check(kinds: Mapping[str, tuple[str, ...]], params: MergeParams) -> None:
+    """Refuse a target that merges nothing, or whose parts and weights do not go together."""
+    several = len(kinds.get("adapters", ())) + len(kinds.get("models", ()))
+    if "adapter" in kinds and several:
+        raise AttributeProblem(
+            "adapter", "stands beside several", "put all of them into `adapters`"
+        )
+    if "adapter" not in kinds and not several:
+        raise AttributeProblem(
+            "adapter",
+            "there is nothing to merge into `model`",
+            'write `adapter = "…"`, or `adapters = ["…", "…"]` with `weights`',
+        )
+    _check_weights(kinds, params, several)
+
+
+def _check_weights(kinds: Mapping[str, tuple[str, ...]], params: MergeParams, several: int) -> None:
+    if params.method == "slerp" and (several != 1 or "models" not in kinds):
+        raise AttributeProblem("method", "`slerp` is for two models", 'write `models = ["…"]`')
+    count = len(params.weights)
+    if several and count != several and (several > 1 or count or params.method == "slerp"):
+        example = ", ".join(["0.5"] * several)
+        raise AttributeProblem(
+            "weights",
+            f"there are {several} to merge and {count} weights",
+            f"write `weights = [{example}]`",
+        )
+    if "adapter" in kinds and (count or params.method != "linear"):
+        raise AttributeProblem(
+            "weights" if count else "method",
+            "has no meaning for one adapter",
+            "leave it out, or name several in `adapters`",
+        )
+    if params.density < 1 and params.method in ("linear", "slerp"):
+        raise AttributeProblem(
+            "density", f"has no meaning for `{params.method}`", "leave it out, or use `ties`"
+        )
 
 
 @rule(
-    version=1,
+    version=2,
     output=Model,
-    pins=("torch",),
+    pins=("torch", "peft"),
     preload=("torch", "transformers", "peft"),
+    check=check,
 )
 def merge(ctx: Context, inputs: MergeInputs, params: MergeParams) -> None:
-    """Fold an adapter into its base model, tensor by tensor, in the base's own type."""
-    require_base(inputs.adapter, inputs.model, or_its_source=True)
-    inputs = inputs.model_copy(update={"model": in_full(inputs.model, ctx.scratch / "base")})
-    deltas = read_deltas(inputs.adapter)
+    """Fold adapters into their base model, or models into one, tensor by tensor.
+
+    The result has the base's own type.
+    """
+    adapters = (inputs.adapter,) if inputs.adapter is not None else inputs.adapters
+    for adapter in adapters:
+        require_base(adapter, inputs.model, or_its_source=True)
+    model = in_full(inputs.model, ctx.scratch / "base")
+    deltas = [read_deltas(adapter) for adapter in adapters]
     import torch
 
     torch.set_num_threads(1)  # sums of matrix products could depend on it
-    files = files_of(inputs.model.path)
+    files = files_of(model.path)
     stored = {name: read_tensors(files[name]) for name in weight_files(files)}
     config = json.loads(files["config.json"].read_bytes())
-    added = _untied(deltas, stored, config)
+    changed = ends(deltas, stored, config)
     specs = {t.spec.name: t.spec for tensors in stored.values() for t in tensors}
-    require_places(deltas, specs, new={spec.name for spec in added.values()})
+    recipe = _recipe(inputs, params, deltas, specs, config, changed)
     for number, (name, tensors) in enumerate(stored.items(), start=1):
-        if name in added or any(t.spec.name in deltas.by_name for t in tensors):
-            _write_file(ctx, name, tensors, deltas, added.get(name))
+        if name in changed.added or any(recipe.changes(t.spec.name) for t in tensors):
+            _write_file(ctx, name, tensors, recipe, changed)
         else:
             ctx.link(files[name], name)
         ctx.progress(number, len(stored))
-    _put_the_rest(ctx, inputs, config, added)
-    facts: dict[str, Any] = {"merged_weights": len(deltas.by_name)}
-    if params.check_logits:
-        facts.update(_check_logits(ctx, inputs, specs.values(), config))
+    _put_the_rest(ctx, model, adapters, config, changed)
+    merged = {name for part in recipe.parts for name in part.by_name}
+    facts: dict[str, Any] = {"merged_weights": len(merged)}
+    if params.check_logits and _is_comparable(recipe, inputs):
+        weighted = list(zip(adapters, (part.weight for part in recipe.parts), strict=True))
+        facts.update(_check_logits(ctx, model, weighted, specs.values(), config))
     ctx.facts(**facts)
 
 
-def _untied(
-    deltas: Deltas, stored: Mapping[str, tuple[StoredTensor, ...]], config: dict[str, Any]
-) -> dict[str, TensorSpec]:
-    """Return the output layer that has to be written of its own, by the file it goes to.
-
-    A model may use its input embedding as output layer too. An adapter that changes one of
-    them and not the other makes two weights of the one.
-    """
-    changed = [name for name in deltas.by_name if name.endswith((*_EMBEDDINGS, _OUTPUT))]
-    names = {t.spec.name for tensors in stored.values() for t in tensors}
-    is_tied = config.get("tie_word_embeddings", False) and _OUTPUT not in names
-    if not changed or not is_tied or deltas.keeps_tying:
-        return {}
-    for name, tensors in stored.items():
-        for tensor in tensors:
-            if tensor.spec.name.endswith(_EMBEDDINGS):
-                config["tie_word_embeddings"] = False
-                return {name: TensorSpec(_OUTPUT, tensor.spec.dtype, tensor.spec.shape)}
-    raise RuleError(
-        f"the adapter changes `{changed[0]}`, which the model shares between input and output",
-        code="E0931",
-        fix="train without `modules_to_save` and without adapting embeddings",
+def _recipe(
+    inputs: MergeInputs,
+    params: MergeParams,
+    deltas: list[Deltas],
+    specs: Mapping[str, TensorSpec],
+    config: Mapping[str, Any],
+    changed: Ends,
+) -> Recipe:
+    """Return all parts, each by the names of the base's files, with their weights."""
+    parts = [place(each, specs, config, new=changed.new) for each in deltas]
+    parts += [_other_model(model, specs) for model in inputs.models]
+    weights = params.weights or (1.0,) * len(parts)
+    return Recipe(
+        [Part(by_name, weight) for by_name, weight in zip(parts, weights, strict=True)],
+        params.method,
+        params.density,
+        params.seed,
     )
 
 
+def _other_model(model: Model, specs: Mapping[str, TensorSpec]) -> dict[str, Delta]:
+    """Return the weights of another model as what takes the place of the base's.
+
+    Raises:
+        RuleError: E0935: it is of another shape.
+    """
+    files = files_of(model.path)
+    other = {t.spec.name: t for name in weight_files(files) for t in read_tensors(files[name])}
+    for name in sorted({*specs, *other}):
+        one, two = specs.get(name), other[name].spec if name in other else None
+        if one is None or two is None or one.shape != two.shape:
+            raise RuleError(
+                f"the model `{model.label or 'models'}` has another shape than `model`",
+                code="E0935",
+                why=f"`{name}` is {_said(two)} there and {_said(one)} in `model`",
+                fix="merge models that were trained from one base",
+            )
+    return {name: Delta(replacement=tensor) for name, tensor in other.items()}
+
+
+def _said(spec: TensorSpec | None) -> str:
+    return "absent" if spec is None else str(spec.shape)
+
+
 def _write_file(
-    ctx: Context,
-    name: str,
-    tensors: tuple[StoredTensor, ...],
-    deltas: Deltas,
-    added: TensorSpec | None,
+    ctx: Context, name: str, tensors: tuple[StoredTensor, ...], recipe: Recipe, changed: Ends
 ) -> None:
-    """Write one file of the merged model; `added` goes right behind the input embedding."""
+    """Write one file of the merged model; a new output layer goes behind the embedding."""
+    added = changed.added.get(name)
     plan: list[tuple[TensorSpec, StoredTensor]] = []
     for tensor in tensors:
-        plan.append((tensor.spec, tensor))
-        if added is not None and tensor.spec.name.endswith(_EMBEDDINGS):
+        plan.append((changed.resized.get(tensor.spec.name, tensor.spec), tensor))
+        if added is not None and tensor.spec.name.endswith(EMBEDDINGS):
             plan.append((added, tensor))
 
     def values() -> Iterator[Iterable[Any]]:
         for spec, tensor in plan:
-            delta = deltas.by_name.get(spec.name)
-            if delta is None:
-                yield tensor.blocks()
+            if recipe.changes(spec.name):
+                yield merged_pieces(recipe, tensor, spec)
             else:
-                yield [tensor_bytes(apply_delta(delta, tensor, spec))]
+                yield tensor.blocks()
 
     write_tensors(ctx.out / name, [spec for spec, _ in plan], values())
 
 
 def _put_the_rest(
-    ctx: Context, inputs: MergeInputs, config: dict[str, Any], added: Mapping[str, TensorSpec]
+    ctx: Context,
+    model: Model,
+    adapters: tuple[Adapter, ...],
+    config: dict[str, Any],
+    changed: Ends,
 ) -> None:
     """Put tokenizer, template and settings beside the weights."""
-    model = inputs.model
-    changed = ("config.json", INDEX_NAME) if added else ()
+    left_out = ("config.json", INDEX_NAME) if changed.settings else ()
     for path in sorted(p for p in model.path.rglob("*") if p.is_file()):
         name = path.relative_to(model.path).as_posix()
-        if path.suffix != ".safetensors" and name not in changed:
+        if path.suffix != ".safetensors" and name not in left_out:
             ctx.link(path, name)
-    template = inputs.adapter.path / TEMPLATE_NAME
-    if template.exists():  # it was trained with another one than the model's
-        (ctx.out / TEMPLATE_NAME).unlink(missing_ok=True)
-        ctx.link(template, TEMPLATE_NAME)
-    if not added:
+    if len(adapters) == 1:  # it was trained with another template, or with added tokens
+        for path in sorted(p for p in adapters[0].path.rglob("*") if p.is_file()):
+            name = path.relative_to(adapters[0].path).as_posix()
+            if TOKENIZER.holds(name):
+                (ctx.out / name).unlink(missing_ok=True)
+                ctx.link(path, name)
+    if not changed.settings:
         return
+    config.update(changed.settings)
     (ctx.out / "config.json").write_bytes(canonical_json(config))
     if (model.path / INDEX_NAME).exists():
         index = json.loads((model.path / INDEX_NAME).read_bytes())
-        for name, spec in added.items():
-            index["weight_map"][spec.name] = name
-            index.setdefault("metadata", {}).pop("total_parameters", None)
-            index["metadata"]["total_size"] = sum(
-                t.spec.size_bytes
-                for file in set(index["weight_map"].values())
-                for t in read_tensors(ctx.out / file)
-            )
+        index["weight_map"].update({spec.name: name for name, spec in changed.added.items()})
+        index.setdefault("metadata", {}).pop("total_parameters", None)
+        index["metadata"]["total_size"] = sum(
+            t.spec.size_bytes
+            for file in set(index["weight_map"].values())
+            for t in read_tensors(ctx.out / file)
+        )
         (ctx.out / INDEX_NAME).write_bytes(canonical_json(index))
 
 
+def _is_comparable(recipe: Recipe, inputs: MergeInputs) -> bool:
+    """Say whether adapters beside the base compute what the merged model does."""
+    if inputs.models or recipe.method != "linear":
+        return False
+    plain = all(
+        d.pair is not None and d.magnitude is None and d.experts is None
+        for part in recipe.parts
+        for d in part.by_name.values()
+    )
+    return plain or (len(recipe.parts) == 1 and recipe.parts[0].weight == 1.0)
+
+
 def _check_logits(
-    ctx: Context, inputs: MergeInputs, specs: Collection[TensorSpec], config: Mapping[str, Any]
+    ctx: Context,
+    model: Model,
+    adapters: list[tuple[Adapter, float]],
+    specs: Collection[TensorSpec],
+    config: Mapping[str, Any],
 ) -> dict[str, float]:
     """Measure how far the merged logits are off.
 
     Raises:
         RuleError: E0932: further than rounding explains.
     """
-    assert isinstance(inputs.model, Model)  # `in_full` has seen to it
-    found = compare_logits(inputs.model, inputs.adapter, ctx.out)
+    found = compare_logits(model, adapters, ctx.out)
     layers = next(config[name] for name in ("num_hidden_layers", "n_layer") if name in config)
     bound = logit_bound({spec.dtype for spec in specs}, int(layers))
     if not found.error <= bound:
@@ -207,14 +310,3 @@ def _check_logits(
         "logit_error_bound": bound,
         "adapter_effect": found.effect,
     }
-
-
-def logit_bound(dtypes: set[str], num_layers: int) -> float:
-    """Return how far logits may be off when each weight is rounded once more.
-
-    The errors of the layers are independent, so they add up like a random walk; SmolLM2-135M in
-    bfloat16 shows 0.005 to 0.04, where the walk gives 0.021; the factor 8 is room for models
-    that amplify them. A wrong scale or a forgotten layer shows more.
-    """
-    coarsest = max(_ROUNDING.get(dtype, 0.0) for dtype in dtypes)
-    return 8 * math.sqrt(num_layers) * coarsest

@@ -4,7 +4,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ftbuild.api import QuantizedModel, RewardModel
+from ftbuild.api import QuantizedModel, RewardModel, RuleError
+from ftbuild_rules.models._trusted import runs_own_code
 from ftbuild_rules.quantization._dequantize import Base, about, dequantize
 
 HEAD_NAMES = ("score", "classifier")
@@ -19,14 +20,31 @@ def load_network(
     `kind` is a class of Transformers' such as `AutoModelForCausalLM`; `new_layers` are those that
     it has and the artifact has not. A model by GPTQ is dequantised first: the library that
     computes with its packed weights clashes with those of training.
+
+    Raises:
+        RuleError: E0955: it has no such attention.
     """
     if isinstance(model, QuantizedModel) and about(model)["method"] == "gptq":
         with TemporaryDirectory() as folder:
             full = dequantize(model, Path(folder) / "model")
-            return kind.from_pretrained(full.path, **settings, local_files_only=True)
+            return load_network(kind, full, new_layers=new_layers, **settings)
     if isinstance(model, QuantizedModel) and new_layers:
         settings["config"] = _with_whole(model, new_layers, settings.pop("num_labels"))
-    network = kind.from_pretrained(model.path, **settings, local_files_only=True)
+    try:
+        network = kind.from_pretrained(
+            model.path,
+            **settings,
+            local_files_only=True,
+            trust_remote_code=runs_own_code(model.path),
+        )
+    except ValueError as error:
+        if "does not support an attention implementation" not in str(error):
+            raise
+        raise RuleError(
+            f"`{model.label or 'model'}` has no attention `{settings['attn_implementation']}`",
+            code="E0955",
+            fix='set `attention = "eager"`',
+        ) from error
     if isinstance(model, QuantizedModel):
         for module in network.modules():
             # On CPUs that have AVX512-BF16, bitsandbytes would round the scales to bfloat16 in

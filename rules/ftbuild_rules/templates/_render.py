@@ -16,7 +16,7 @@ import json
 import re
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ftbuild_rules.templates._skeleton import (
@@ -72,6 +72,9 @@ class Renderer:
         self._skeleton: Callable[[Shape], Skeleton] = functools.lru_cache(maxsize=512)(
             self._make_skeleton
         )
+        self._prompt_differs: Callable[[Shape], bool] = functools.lru_cache(maxsize=512)(
+            self._find_difference
+        )
 
     def render(
         self, messages: Conversation, tools: str | None, *, add_generation_prompt: bool = False
@@ -97,7 +100,9 @@ class Renderer:
         # A mark says nothing of what is within it: of a thought that is not shown, least of all.
         is_whole = not parts and not any(has_reasoning(message) for message in messages)
         if is_whole and self._template.has_marks and roles <= {"assistant"}:
-            return self._marked_turns(messages, tools)
+            found = self._marked_turns(messages, tools)
+            shape, _ = Shape.of(messages, tools, roles)
+            return replace(found, prompt_differs=self._prompt_differs(shape))
         shape, texts = Shape.of(messages, tools, roles)
         text = self.render(messages, tools)
         return self._skeleton(shape).fill(texts, text)
@@ -187,7 +192,22 @@ class Renderer:
                 )
                 own = tuple(slot.number for slot in slots if slot.index == index)
                 turns.append((turn, own, len(own) < sum(i == index for i, _ in owners)))
-        return Skeleton(text, slots, tuple(turns))
+        # Without marks a turn begins where its prompt ends, so a prompt that differs is an error.
+        return Skeleton(text, slots, tuple(turns), bool(marked) and self._prompt_differs(shape))
+
+    def _find_difference(self, shape: Shape) -> bool:
+        """Say whether the last answer's prompt, rendered alone, is not how the whole begins."""
+        messages, _ = shape.sentinels()
+        last = max(
+            (i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0
+        )
+        if not last:
+            return False  # nothing comes before it
+        try:
+            prompt = self.render(messages[:last], shape.tools, add_generation_prompt=True)
+            return not self.render(messages, shape.tools).startswith(prompt)
+        except TemplateError:
+            return False  # it takes no conversation that ends there
 
     def _skeleton_turn(
         self,

@@ -52,9 +52,11 @@ class TokenForm:
 
     def num_trained(self, row: Sequence[Any]) -> int:
         """Return how many tokens of a row are trained on."""
+        import numpy
+
         by_name = dict(zip(self.columns, row, strict=False))
         if "labels" in by_name:
-            return len(by_name["labels"]) - int(by_name["labels"].count(MASKED))
+            return int(numpy.count_nonzero(numpy.asarray(by_name["labels"]) != MASKED))
         answers = ("chosen_ids", "rejected_ids", "completion_ids")
         return sum(len(by_name[name]) for name in answers if name in by_name)
 

@@ -12,7 +12,7 @@ from ftbuild_rules.tokens._encoder import Encoder
 from ftbuild_rules.tokens._findings import Findings
 from ftbuild_rules.tokens._masks import MASKED, Labelled, Span, label_spans
 
-_Numbered = tuple[int, list[int], Labelled]
+_Numbered = tuple[int, Any, Labelled]
 _Rows = Sequence[tuple[int, dict[str, Any]]]
 
 
@@ -22,7 +22,7 @@ def segment_rows(encoder: Encoder, rows: _Rows, *, trains_eot: bool) -> Iterator
     texts = ["".join(item["text"] for item in row["segments"]) for _, row in rows]
     for (number, row), (ids, offsets) in zip(rows, encoder.encode_with_offsets(texts), strict=True):
         found = label_spans(ids, offsets, _trained_spans(row["segments"]))
-        ids, labels = list(ids), found.labels
+        ids, labels = ids.tolist(), found.labels.tolist()
         if ids[: len(opening)] != opening:
             ids, labels = [*opening, *ids], [MASKED] * len(opening) + labels
         if row["segments"][-1]["train"] and ids[-1] not in enders:

@@ -10,6 +10,7 @@ of each form become is the table in `_forms.py`.
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,6 @@ from ftbuild.api import (
     Source,
     Tokens,
     hash_bytes,
-    hash_file,
     rule,
 )
 from ftbuild_rules.data._arrow import (
@@ -38,10 +38,11 @@ from ftbuild_rules.data._arrow import (
     shard_paths,
     write_index,
 )
+from ftbuild_rules.models._files import OF_THE_MODEL
 from ftbuild_rules.templates import _defaults
 from ftbuild_rules.templates._limits import LimitedRenderer
 from ftbuild_rules.templates._turns import BrokenTemplateError
-from ftbuild_rules.tokens._encoder import Encoder, load_encoder
+from ftbuild_rules.tokens._encoder import Encoder, open_encoder, settle
 from ftbuild_rules.tokens._findings import Allowable, ShardFindings, check_findings
 from ftbuild_rules.tokens._forms import FORMS, MASKS, STEPS
 from ftbuild_rules.tokens._masks import EndOfTurn, MaskPolicy
@@ -64,6 +65,8 @@ class TokensInputs(Inputs):
 
 class TokensParams(Params):
     """What is trained on, and how long a row may be."""
+
+    elsewhere = OF_THE_MODEL
 
     train_on: tuple[Literal["system", "user", "assistant", "tool"], ...] = Field(
         default=("assistant",), min_length=1
@@ -180,7 +183,6 @@ def _set_names(params: TokensParams, names: Iterable[str]) -> list[str]:
     preload=(
         "pyarrow",
         "tokenizers",
-        "transformers.models.auto.tokenization_auto",
         "transformers.utils.chat_template_utils",
     ),
     check=check,
@@ -189,7 +191,10 @@ def _set_names(params: TokensParams, names: Iterable[str]) -> list[str]:
 def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
     """Tokenize a dataset with a model's tokenizer and chat template, and mask it exactly."""
     index = json.loads((inputs.dataset.path / "dataset.json").read_bytes())
-    encoder = load_encoder(inputs.model.path, inputs.model.label or "model")
+    settled = ctx.once(
+        partial(settle, inputs.model.path, inputs.model.label or "model"), "tokenizer", of="dataset"
+    )
+    encoder = open_encoder(settled)
     label = inputs.dataset.label or "dataset"
     _check_form(index["form"], params, label)
     encoder = with_eot_tokens(encoder, params.eot_tokens, inputs.model.label or "model")
@@ -218,7 +223,7 @@ def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
             raise _template_error("goes over a limit", str(error), place) from error
 
     try:
-        fragments = ctx.fragments(shard, _pieces(inputs.dataset.path, index), of="dataset")
+        fragments = ctx.fragments(shard, _pieces(ctx, inputs.dataset.path, index), of="dataset")
     finally:
         if task.renderer is not None:
             task.renderer.close()
@@ -248,12 +253,12 @@ def _policy(params: TokensParams) -> MaskPolicy:
     )
 
 
-def _pieces(dataset: Path, index: dict[str, Any]) -> list[Piece]:
+def _pieces(ctx: Context, dataset: Path, index: dict[str, Any]) -> list[Piece]:
     """Return a piece for each shard: its path, and the number of its first row for messages."""
     starts = itertools.accumulate((rows for _, rows in index["shards"]), initial=0)
     paths = shard_paths(dataset)
     return [
-        Piece(hash_file(path), (str(path), start))
+        Piece(ctx.digest(path), (str(path), start))
         for path, start in zip(paths, starts, strict=False)
     ]
 

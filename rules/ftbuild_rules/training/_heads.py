@@ -88,7 +88,10 @@ def load_judge(run: _loop.Run, head: Head) -> Any:
         from peft import get_peft_model
 
         name = next(name for name in HEAD_NAMES if hasattr(model, name))
-        model = get_peft_model(model, lora_config(run.params.lora, task=head.task, heads=(name,)))
+        model = get_peft_model(
+            model,
+            lora_config(run.params.lora, task=head.task, heads=(name,), rows=run.token_rows),
+        )
     for parameter in model.parameters():
         if parameter.requires_grad:  # a head beside coarse frozen weights
             parameter.data = parameter.data.float()

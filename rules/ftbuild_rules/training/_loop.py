@@ -30,18 +30,40 @@ from ftbuild_rules.training._evaluation import (
     evaluations,
     restore_weights,
 )
-from ftbuild_rules.training._lora import lora_config, require_base, save_adapter
+from ftbuild_rules.training._launch import is_first
+from ftbuild_rules.training._lora import (
+    Rows,
+    expose_bias,
+    fill_reference,
+    lora_config,
+    remember_start,
+    require_base,
+    save_adapter,
+)
+from ftbuild_rules.training._machine import require_machine
 from ftbuild_rules.training._model import save_model
 from ftbuild_rules.training._quantized import keep_precision, restore_precision
 from ftbuild_rules.training._settings import TrainingParams
+from ftbuild_rules.training._sharding import (
+    confirmation,
+    gathered,
+    strategy_arguments,
+    told_by_first,
+    use_fsdp,
+    wait_for_all,
+)
 from ftbuild_rules.training._shards import (
     Form,
     TokenRows,
-    has_other_template,
+    own_template,
     read_tokens,
     require_fit,
+    require_one_template,
     require_template,
+    template_digest,
 )
+from ftbuild_rules.training._targets import require_targets
+from ftbuild_rules.training._trackers import Trackers
 
 
 class MethodInputs(Protocol):
@@ -72,6 +94,8 @@ class Run:
     params: TrainingParams
     data: TokenRows
     eval_data: TokenRows | None
+    token_rows: Rows | None = None
+    """The rows of embeddings that `lora.trainable_tokens` stands for."""
 
 
 def prepare(
@@ -89,8 +113,10 @@ def prepare(
     Behind each row there must be `room` for so many more tokens.
 
     Raises:
-        RuleError: E0901 to E0907: tokens, model and adapter do not belong together.
+        RuleError: E0901 to E0907: tokens, model and adapter do not belong together; E0950: nor
+            does the `lora` table; E0951, E0954: this machine cannot do what is asked for.
     """
+    require_machine(params)
     if inputs.adapter is not None:
         require_base(inputs.adapter, inputs.model)
     given = [tokens for tokens in (inputs.data, inputs.eval_data) if tokens is not None]
@@ -98,8 +124,10 @@ def prepare(
     for each in rows:
         require_fit(each, inputs.model, settings=settings, room=room)
         if not params.other_template:
-            require_template(each, inputs.model)
-    return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None)
+            require_template(each, inputs.model, inputs.adapter)
+    require_one_template(rows)
+    token_rows = None if params.lora is None else require_targets(params.lora, inputs.model)
+    return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None, token_rows)
 
 
 class Fixed(Protocol):
@@ -136,8 +164,11 @@ def load_policy(run: Run, load: LoadModel = load_base) -> Any:
     import torch
 
     frozen = run.inputs.adapter is not None or run.params.lora is not None
-    # What is trained stays float32; frozen weights may be as coarse as the computation.
-    dtype = getattr(torch, run.params.dtype) if frozen else torch.float32
+    launch = run.params.launch
+    # What is trained stays float32; frozen weights may be as coarse as the computation, but where
+    # they are sharded together with those they must be of one type.
+    is_mixed = launch is not None and launch.strategy == "fsdp"
+    dtype = getattr(torch, run.params.dtype) if frozen and not is_mixed else torch.float32
     model = load(run.inputs.model, dtype, run.params.attention)
     if run.inputs.adapter is None:
         return model
@@ -177,7 +208,8 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "max_grad_norm": params.max_grad_norm,
         "optim": params.optimizer,
         "bf16": params.dtype == "bfloat16",
-        "fp16": False,
+        "fp16": params.dtype == "float16",
+        "use_liger_kernel": params.liger,
         "activation_checkpointing": params.activation_checkpointing,
         "seed": params.seed,
         "data_seed": params.seed,
@@ -190,13 +222,19 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "report_to": [],
         "remove_unused_columns": False,  # `row` is taken out in `training_step`
         "dataloader_num_workers": 0,
+        **strategy_arguments(params.launch),
     }
 
 
 def trl_inputs(run: Run) -> dict[str, Any]:
     """Return what the trainers of TRL that wrap the model themselves are given besides it."""
+    return {**trainer_inputs(run), "peft_config": peft_config(run)}
+
+
+def peft_config(run: Run) -> Any:
+    """Return PEFT's configuration of a new adapter; None where there is none."""
     lora = run.params.lora
-    return {**trainer_inputs(run), "peft_config": None if lora is None else lora_config(lora)}
+    return None if lora is None else lora_config(lora, rows=run.token_rows)
 
 
 def trainer_inputs(run: Run) -> dict[str, Any]:
@@ -216,7 +254,15 @@ def watched(trainer_class: type, run: Run, *, zero_is_wrong: bool) -> type:
     """Return `trainer_class` with a `training_step` that stops at the first impossible loss."""
     import torch
 
+    launch = run.params.launch
+    on_cpu = not torch.cuda.is_available()
+
     class Watched(trainer_class):
+        def create_accelerator_and_postprocess(self) -> None:
+            super().create_accelerator_and_postprocess()
+            if launch is not None and launch.strategy == "fsdp" and on_cpu:
+                use_fsdp(self, launch)
+
         def training_step(
             self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
         ) -> Any:
@@ -268,18 +314,28 @@ def train(run: Run, trainer: Any, *, every: int = 1) -> None:
     """
     from transformers import PrinterCallback
 
+    remember_start(trainer.model)
+    fill_reference(trainer.model)
+    expose_bias(trainer.model)
     restore_precision(trainer.model)
     trainer.remove_callback(PrinterCallback)  # the context is told all that it would print
     trainer.data_collator = _with_rows(trainer.data_collator)
     checkpoints = Checkpoints.of(run.ctx.scratch)
-    trainer.add_callback(_reporter(run, trainer, checkpoints, every=every))
+    trackers = Trackers.start(run.ctx) if is_first() else Trackers(run.ctx)
+    trainer.add_callback(_reporter(run, trainer, checkpoints, trackers, every=every))
+    if run.params.launch is not None:
+        trainer.add_callback(confirmation(run.ctx, run.params.launch, trainer))
     if run.eval_data is not None:
         trainer.add_callback(evaluations(run.params, run.ctx.scratch))
-    resume = checkpoints.newest()
+    resume = told_by_first(checkpoints.newest() if is_first() else None)
     if resume is not None:
         run.ctx.log(f"resuming from {resume.name}")
-    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    try:
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    finally:
+        trackers.close()
     if run.params.keep == "best":
+        wait_for_all()
         restore_weights(trainer.model, run.ctx.scratch)
     _record(run, trainer)
 
@@ -296,7 +352,9 @@ def _with_rows(collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> An
     return collate
 
 
-def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints, *, every: int) -> Any:
+def _reporter(
+    run: Run, trainer: Any, checkpoints: Checkpoints, trackers: Trackers, *, every: int
+) -> Any:
     from transformers import TrainerCallback
 
     started = time.monotonic()
@@ -312,47 +370,56 @@ def _reporter(run: Run, trainer: Any, checkpoints: Checkpoints, *, every: int) -
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             may_save = state.global_step < state.max_steps and state.global_step % every == 0
-            if may_save and checkpoints.is_due():
+            if may_save and told_by_first(checkpoints.is_due()):
                 self.save_began = time.monotonic()
                 control.should_save = True
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            checkpoints.seal(state.global_step, began=self.save_began)
+            wait_for_all()
+            if is_first():
+                checkpoints.seal(state.global_step, began=self.save_began)
 
         def on_log(
             self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
         ) -> None:
             if "loss" not in logs:
-                _tell_evaluation(run, state, logs)
+                trackers.log(state.global_step, _tell_evaluation(run, state, logs))
                 return
-            norm = logs.get("grad_norm", 0.0)
-            if not math.isfinite(norm):
-                raise bad_step(
-                    run,
-                    state.global_step,
-                    f"gradient has the norm {norm}",
-                    rows=trainer.rows_of_step,
-                )
-            metrics = {k: float(v) for k, v in logs.items() if isinstance(v, int | float)}
-            metrics.pop("epoch", None)
+            metrics = _metrics_of(run, trainer, logs)
             if (tokens := metrics.pop("num_tokens", None)) is not None:
                 first_tokens.append(tokens)
                 elapsed = time.monotonic() - started
                 metrics["tokens_per_s"] = (tokens - first_tokens[0]) / elapsed
             run.ctx.progress(state.global_step, state.max_steps, **metrics)
+            trackers.log(state.global_step, metrics)
 
     return Reporter()
 
 
-def _tell_evaluation(run: Run, state: Any, logs: dict[str, float]) -> None:
-    """Tell the context of the loss on `eval_data`, if that is what was logged.
+def _metrics_of(run: Run, trainer: Any, logs: dict[str, Any]) -> dict[str, float]:
+    """Return the figures of a step.
+
+    Raises:
+        RuleError: E0910: its gradient is NaN or infinite.
+    """
+    norm = logs.get("grad_norm") or 0.0
+    if not math.isfinite(norm):
+        what = f"gradient has the norm {norm}"
+        raise bad_step(run, trainer.state.global_step, what, rows=trainer.rows_of_step)
+    metrics = {k: float(v) for k, v in logs.items() if isinstance(v, int | float)}
+    metrics.pop("epoch", None)
+    return metrics
+
+
+def _tell_evaluation(run: Run, state: Any, logs: dict[str, float]) -> dict[str, float]:
+    """Tell the context of the figures on `eval_data`, if that is what was logged; return them.
 
     Raises:
         RuleError: E0910: it is NaN or infinite.
     """
     loss = logs.get("eval_loss")
     if loss is None:
-        return
+        return {}
     if not math.isfinite(loss):
         assert run.eval_data is not None
         raise RuleError(
@@ -362,7 +429,15 @@ def _tell_evaluation(run: Run, state: Any, logs: dict[str, float]) -> None:
             where=Place(path=run.eval_data.label),
             fix="lower `learning_rate`",
         )
-    run.ctx.progress(state.global_step, state.max_steps, eval_loss=loss)
+    others = {
+        name: float(value)
+        for name, value in logs.items()
+        if name.startswith("eval_")
+        and isinstance(value, int | float)
+        and not name.endswith(("_runtime", "_per_second", "_num_tokens"))
+    }
+    run.ctx.progress(state.global_step, state.max_steps, **others)
+    return others
 
 
 def _record(run: Run, trainer: Any) -> None:
@@ -392,9 +467,14 @@ def save(run: Run, model: Any, *, settings: Mapping[str, Any] | None = None) -> 
         RuleError: E0913: a value is not finite, or nothing was learned.
     """
     out: Path = run.ctx.out
+    trained = gathered(model)
+    if not is_first():
+        return
     if hasattr(model, "peft_config"):
-        save_adapter(model, out, base=run.inputs.model)
+        save_adapter(model, out, base=run.inputs.model, trained=trained)
     else:
-        save_model(model, out, base=run.inputs.model, settings=settings)
-    if run.data.template is not None and has_other_template(run.data, run.inputs.model):
-        (out / TEMPLATE_NAME).write_text(run.data.template, encoding="utf-8")
+        save_model(model, out, base=run.inputs.model, settings=settings, trained=trained)
+    adapter = run.inputs.adapter
+    carried = run.data.template or ("" if adapter is None else own_template(adapter))
+    if carried and template_digest(carried) != template_digest(own_template(run.inputs.model)):
+        (out / TEMPLATE_NAME).write_text(carried, encoding="utf-8")

@@ -13,11 +13,11 @@ One row of prompts, with its other columns as JSON:
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ftbuild.api import Place, RuleError, Tokens
+from ftbuild.api import Artifact, Place, RuleError, Tokens
 from ftbuild_rules.models._files import TEMPLATE_NAME
 from ftbuild_rules.quantization._dequantize import Base
 
@@ -159,31 +159,59 @@ def template_digest(text: str) -> str:
     return hashlib.sha256(re.sub(marks, "", text).encode()).hexdigest()
 
 
-def has_other_template(rows: TokenRows, model: Base) -> bool:
-    """Say whether the rows were rendered by another chat template than the model's."""
-    path = model.path / TEMPLATE_NAME
+def own_template(owner: Artifact) -> str:
+    """Return the chat template that a model or an adapter carries, nothing where it has none."""
+    path = owner.path / TEMPLATE_NAME
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def has_other_template(rows: TokenRows, owner: Artifact) -> bool:
+    """Say whether the rows were rendered by another chat template than the owner's."""
     if rows.template is None:
         return False
-    own = path.read_text(encoding="utf-8") if path.exists() else ""
-    return template_digest(rows.template) != template_digest(own)
+    return template_digest(rows.template) != template_digest(own_template(owner))
 
 
-def require_template(rows: TokenRows, model: Base) -> None:
-    """Refuse rows that another chat template rendered.
+def require_template(rows: TokenRows, model: Base, adapter: Artifact | None = None) -> None:
+    """Refuse rows that another chat template rendered than the one that is to be continued.
+
+    That is the adapter's, where it carries one: it was trained with another than the model's.
 
     Raises:
         RuleError: E0902.
     """
-    if has_other_template(rows, model):
+    owner = model if adapter is None or not own_template(adapter) else adapter
+    if has_other_template(rows, owner):
         raise RuleError(
             f"`{rows.label}` was rendered by another chat template than the one of "
-            f"`{model.label or 'model'}`",
+            f"`{owner.label or owner.kind}`",
             code="E0902",
             where=Place(path=rows.label),
             why="the trained model would be asked in a form that it was not trained on",
             fix="take the tokens' `chat_template` away; or set `other_template = true` here, and "
-            "what is trained carries the tokens' template",
+            "what is trained carries the tokens' template"
+            if owner is model
+            else f"give the tokens the template of `{owner.label or owner.kind}`; or set "
+            "`other_template = true` here, and what is trained carries the tokens' template",
         )
+
+
+def require_one_template(rows: Sequence[TokenRows]) -> None:
+    """Refuse rows for evaluation that another chat template rendered than those for training.
+
+    Raises:
+        RuleError: E0902.
+    """
+    rendered = [each for each in rows if each.template is not None]
+    for each in rendered[1:]:
+        if template_digest(each.template or "") != template_digest(rendered[0].template or ""):
+            raise RuleError(
+                f"`{each.label}` was rendered by another chat template than `{rendered[0].label}`",
+                code="E0902",
+                where=Place(path=each.label),
+                why="its loss would be that of a form that was not trained",
+                fix="give both `tokens` targets the same `chat_template`",
+            )
 
 
 def _chunks(rows: TokenRows, name: str) -> Iterator[tuple[Any, Any, int]]:

@@ -7,12 +7,21 @@ from typing import Any
 import pytest
 
 from ftbuild.api import Adapter, Model, RuleError
-from ftbuild.testing import RecordingContext, artifact, context, run_rule
-from ftbuild_rules.models.merge import logit_bound, merge
+from ftbuild.testing import RecordingContext, artifact, context, run_rule, source
+from ftbuild_rules.models._logits import logit_bound
+from ftbuild_rules.models.adapter import adapter as adapter_rule
+from ftbuild_rules.models.merge import merge
 from ftbuild_rules.training._lora import save_adapter
 from tiny_models import make_model, warnings_of_libraries
 
-pytestmark = warnings_of_libraries()
+pytestmark = [
+    *warnings_of_libraries(),
+    # A bias of B has one dimension; and `bias` changes what a disabled adapter gives.
+    pytest.mark.filterwarnings(
+        r"ignore:Adapter 'default'. \d+ LoRA tensor\(s\) have invalid shape"
+    ),
+    pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers with bias configured"),
+]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {"target_modules": ALL},
@@ -24,6 +33,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "use_rslora": True,
     },
     "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "dora": {"target_modules": ALL, "use_dora": True},
+    "dora_rslora": {
+        "target_modules": ["q_proj", "down_proj"],
+        "use_dora": True,
+        "use_rslora": True,
+        "rank_pattern": {"q_proj": 2},
+    },
+    "dora_embedding": {"target_modules": ["embed_tokens"], "use_dora": True},
+    "bias": {"target_modules": ["q_proj", "k_proj"], "lora_bias": True, "bias": "none"},
+    "base_bias": {"target_modules": ALL, "bias": "lora_only"},
+    "token_rows": {
+        "target_modules": ALL,
+        "trainable_token_indices": {"embed_tokens": [3, 100, 7]},
+    },
     "saved": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
 }
 
@@ -37,8 +60,8 @@ def make_adapter(directory: Path, model: Model, **settings: Any) -> Adapter:
     torch.manual_seed(5)
     base = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32)
     policy = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=10, **settings))
-    for name, parameter in policy.named_parameters():
-        if "lora_" in name or "modules_to_save" in name:
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
             parameter.data += torch.randn_like(parameter) * 0.05
     directory.mkdir()
     save_adapter(policy, directory, base=model)
@@ -77,11 +100,12 @@ def test_merged_weights_equal_those_of_peft(tmp_path: Path, name: str, dtype: st
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = tiny(tmp_path, dtype=dtype, tie_word_embeddings=False)
+    model = tiny(tmp_path, dtype=dtype, tie_word_embeddings=False, attention_bias=True)
     adapter = make_adapter(tmp_path / "adapter", model, **SETTINGS[name])
     path, ctx = run(model, adapter, tmp_path)
     # In a bfloat16 model PEFT rounds an adapted embedding three times; rounded once is right.
-    expected = merged_by_peft(model, adapter, dtype="float32" if name == "embedding" else "auto")
+    exact = "float32" if "embedding" in name else "auto"
+    expected = merged_by_peft(model, adapter, dtype=exact)
     found = AutoModelForCausalLM.from_pretrained(path).state_dict()
     original = AutoModelForCausalLM.from_pretrained(model.path).state_dict()
     assert found.keys() == expected.keys()
@@ -147,6 +171,86 @@ def test_shared_embedding_that_changes_on_one_side_becomes_two_weights(
         torch.testing.assert_close(merged(ids).logits, unmerged(ids).logits, atol=1e-5, rtol=1e-5)
     weights = merged.state_dict()
     assert not torch.equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"])
+
+
+def test_trained_token_rows_of_a_shared_embedding_keep_it_shared(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = tiny(tmp_path, tie_word_embeddings=True)
+    adapter = make_adapter(
+        tmp_path / "adapter",
+        model,
+        target_modules=ALL,
+        trainable_token_indices={"embed_tokens": [3, 100]},
+    )
+    path, ctx = run(model, adapter, tmp_path)
+    assert json.loads((path / "config.json").read_text())["tie_word_embeddings"] is True
+    expected = merged_by_peft(model, adapter)
+    found = AutoModelForCausalLM.from_pretrained(path).state_dict()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    old = AutoModelForCausalLM.from_pretrained(model.path).state_dict()["lm_head.weight"]
+    differs = (found["lm_head.weight"] != old).any(dim=1).nonzero().flatten().tolist()
+    assert differs == [3, 100]
+    assert ctx.known["logit_error"] < ctx.known["logit_error_bound"] < ctx.known["adapter_effect"]
+
+
+def grown_adapter(directory: Path, model: Model, **settings: Any) -> Adapter:
+    """Save an adapter that was trained with four added tokens, as PEFT users do it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model.path)
+    tokenizer.add_tokens([f"<extra_{number}>" for number in range(4)])
+    base = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32)
+    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    policy = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, **settings))
+    for name, parameter in policy.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            parameter.data += torch.randn_like(parameter) * 0.05
+    folder = directory / "peft"
+    policy.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    inputs = {"source": source(folder), "model": model}
+    made = run_rule(adapter_rule, inputs, {}, directory)
+    assert isinstance(made, Adapter)
+    return made
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`")
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+    ],
+    ids=["saved", "adapted"],
+)
+def test_embeddings_of_another_size_come_with_their_tokenizer(
+    tmp_path: Path, settings: dict[str, Any], is_tied: bool
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = tiny(tmp_path, tie_word_embeddings=is_tied, max_shard_size="12KB")
+    adapter = grown_adapter(tmp_path, model, **settings)
+    path, ctx = run(model, adapter, tmp_path)
+    merged = AutoModelForCausalLM.from_pretrained(path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    size = json.loads((model.path / "config.json").read_text())["vocab_size"] + 4
+    assert len(tokenizer) == merged.config.vocab_size == size
+    ids = tokenizer("Hello <extra_2>!", return_tensors="pt")["input_ids"]
+    assert size - 2 in ids.tolist()[0]
+    base = AutoModelForCausalLM.from_pretrained(model.path)
+    base.resize_token_embeddings(size, mean_resizing=False)
+    beside = PeftModel.from_pretrained(base, adapter.path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, beside(ids).logits, atol=1e-5, rtol=1e-5)
+    assert ctx.known["logit_error"] < ctx.known["logit_error_bound"]
 
 
 def test_adapter_that_leaves_a_shared_embedding_alone_keeps_it_shared(tmp_path: Path) -> None:
@@ -215,13 +319,12 @@ def test_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("use_dora", True, "use_dora"),
-        ("lora_bias", True, "lora_bias"),
         ("peft_type", "IA3", "peft_type = IA3"),
-        ("target_parameters", ["mlp.experts"], "target_parameters"),
+        ("alora_invocation_tokens", [1, 2], "alora_invocation_tokens"),
+        ("init_lora_weights", "pissa_niter_16", "init_lora_weights = pissa_niter_16"),
     ],
 )
-def test_adapter_that_is_no_plain_lora_is_refused(
+def test_adapter_that_is_no_sum_with_this_base_is_refused(
     tmp_path: Path, key: str, value: Any, said: str
 ) -> None:
     model = tiny(tmp_path)

@@ -179,3 +179,12 @@ def test_rows_belong_to_gptq_and_to_nothing_else(tmp_path: Path) -> None:
         run_rule(quantize, given, {"method": "nf4"}, tmp_path)
     with pytest.raises(AttributeProblem, match="`group_size` belongs to `gptq`, not to `nf4`"):
         run_rule(quantize, {"model": given["model"]}, {"group_size": 32}, tmp_path)
+
+
+def test_dora_on_gptq_is_refused_for_peft_cannot_load_it(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    base = by_gptq(given, tmp_path)
+    with pytest.raises(RuleError) as caught:
+        run_rule(sft, {"model": base, "data": given["data"]}, {"lora": {"dora": True}}, tmp_path)
+    assert caught.value.problems[0].code == "E0950"
+    assert "PEFT has no `dora` for weights by GPTQ" in str(caught.value)

@@ -1,0 +1,126 @@
+"""The sums themselves: a weight of the base and what is to be done to it, in float32.
+
+A weight is worked on in pieces of whole rows, so that the largest piece, not the largest weight,
+is held in memory; only what must see all of a weight at once (DoRA on a transposed weight, TIES,
+DARE) takes it whole.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from ftbuild.api import RuleError
+from ftbuild_rules.models._adapter_delta import Delta
+from ftbuild_rules.models._safetensors import StoredTensor, TensorSpec
+from ftbuild_rules.models._torch import TORCH_NAMES, load_rows, load_tensor
+
+PIECE_VALUES = 1 << 23
+"""How many values are worked on at once: 32 MiB of float32."""
+
+
+def pieces(spec: TensorSpec, *, is_whole: bool = False) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of rows in which a weight is worked on."""
+    rows = spec.shape[0] if spec.shape else 1
+    step = rows if is_whole else max(1, PIECE_VALUES // max(1, math.prod(spec.shape[1:])))
+    for first in range(0, rows, step):
+        yield first, min(rows, first + step)
+
+
+def needs_whole(delta: Delta) -> bool:
+    """Say whether the rows of a weight cannot be worked on by themselves."""
+    return delta.magnitude is not None and delta.is_transposed
+
+
+def changed_rows(
+    delta: Delta, weight: StoredTensor, spec: TensorSpec, rows: tuple[int, int]
+) -> Any:
+    """Return some rows of the changed weight as a torch tensor of the type of `spec`.
+
+    Raises:
+        RuleError: E0933: a value is not finite.
+    """
+    import torch
+
+    dtype = getattr(torch, TORCH_NAMES[spec.dtype])
+    result = load_rows(delta.replacement or weight, rows).to(dtype)
+    if delta.pair is not None:
+        change = product(delta, rows)
+        if delta.magnitude is None:
+            # In place, float32 into the type of the weight: one rounding, of the sum.
+            result += change.reshape(result.shape)
+        else:
+            result = _to_length(delta, result.float() + change, rows).to(dtype)
+    elif delta.shift is not None:
+        result += load_rows(delta.shift, rows).float() * delta.scale
+    if delta.rows is not None:
+        _put_rows(result, delta.rows, rows)
+    return require_finite(result, spec.name)
+
+
+def require_finite(result: Any, name: str) -> Any:
+    """Return `result`.
+
+    Raises:
+        RuleError: E0933: a value is not finite.
+    """
+    if not result.isfinite().all():
+        raise RuleError(
+            f"the merged weight `{name}` holds NaN or infinite values",
+            code="E0933",
+            fix="merge into a model with a wider type, such as bfloat16 instead of float16",
+        )
+    return result
+
+
+def product(delta: Delta, rows: tuple[int, int]) -> Any:
+    """Return some rows of s B A in float32, laid out as the weight is."""
+    assert delta.pair is not None
+    a, b = (load_tensor(stored).float() for stored in delta.pair)
+    first, last = rows
+    experts = delta.experts
+    if experts is not None:
+        return _of_experts(delta, a, b, rows).mul_(delta.scale)
+    found = (b @ a[:, first:last]).T if delta.is_transposed else b[first:last] @ a
+    return found.mul_(delta.scale)
+
+
+def _of_experts(delta: Delta, a: Any, b: Any, rows: tuple[int, int]) -> Any:
+    """Return B_e A_e of one expert, or of each of the experts `rows`.
+
+    PEFT keeps A of fused experts as (experts * rank, in), B as (out, rank * experts).
+    """
+    import torch
+
+    assert delta.experts is not None
+    count, index = delta.experts.count, delta.experts.index
+    a_ERI = a.reshape(count, -1, a.shape[1])
+    b_ORE = b.reshape(b.shape[0], -1, count)
+    if index is not None:
+        assert delta.experts.rows is not None
+        offset = delta.experts.rows[0]
+        return b_ORE[offset + rows[0] : offset + rows[1], :, index] @ a_ERI[index]
+    some = slice(*rows)
+    order = "ore,eri->eio" if delta.is_transposed else "ore,eri->eoi"
+    return torch.einsum(order, b_ORE[:, :, some], a_ERI[some])
+
+
+def _to_length(delta: Delta, summed: Any, rows: tuple[int, int]) -> Any:
+    """Return the sum with each output row brought to its trained length."""
+    import torch
+
+    assert delta.magnitude is not None
+    if delta.is_transposed:
+        length = torch.linalg.norm(summed.T, dim=1)
+        return (load_tensor(delta.magnitude).float() / length).view(1, -1) * summed
+    length = torch.linalg.norm(summed, dim=1)
+    return (load_rows(delta.magnitude, rows).float() / length).view(-1, 1) * summed
+
+
+def _put_rows(
+    result: Any, trained: tuple[tuple[int, ...], StoredTensor], rows: tuple[int, int]
+) -> None:
+    first, last = rows
+    for position, index in enumerate(trained[0]):
+        if first <= index < last:
+            value = load_rows(trained[1], (position, position + 1))
+            result[index - first] = value[0].to(result.dtype)
