@@ -90,12 +90,20 @@ class View:
         if self.has_gpus:
             for path in _devices():
                 yield from ("--dev-bind-try", path, path)
-        # Outer folders first, or they would hide what is mounted inside them.
         kinds = dict.fromkeys((*self.sandbox.python, *self.reads), "--ro-bind")
         kinds |= dict.fromkeys(self.writes, "--bind")
-        for path in sorted(kinds, key=lambda p: (p.count("/"), p)):
+        places = {_place(path, kinds): kind for path, kind in kinds.items()}
+        # Outer folders first, or they would hide what is mounted inside them.
+        for path in sorted(places, key=lambda p: (p.count("/"), p)):
             if not path.startswith(_MOUNTED):
-                yield from (kinds[path], path, path)
+                yield from (places[path], path, path)
+
+
+def _place(path: str, mounted: Iterable[str]) -> str:
+    """Return where to mount a path: where it leads, if the link on the way is in there anyhow."""
+    real = os.path.realpath(path)
+    is_inside = real != path and any(_holds(outer, path) for outer in mounted if outer != path)
+    return real if is_inside else path
 
 
 def _devices() -> list[str]:

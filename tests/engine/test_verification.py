@@ -328,3 +328,17 @@ def test_paths_of_this_python_leave_the_workspace_out(tmp_path: Path) -> None:
         sys.path.remove(str(tmp_path))
     assert not any(str(tmp_path).startswith(path) for path in found)
     assert any(sys.prefix.startswith(path) for path in found)
+
+
+def test_store_behind_a_link_in_a_folder_that_is_seen_is_mounted_where_it_leads(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "store/trees").mkdir(parents=True)
+    (tmp_path / "code/cache").symlink_to(tmp_path / "store")
+    code, real = str(tmp_path / "code"), str(tmp_path / "store/trees")
+    view = sandbox.View(
+        sandbox.Sandbox((code,), "bwrap"), (f"{code}/cache/trees",), (), str(tmp_path)
+    )
+    mounts = list(view._mounts())
+    assert mounts[-6:] == ["--ro-bind", code, code, "--ro-bind", real, real]

@@ -7,7 +7,7 @@ through bitsandbytes itself.
 Source: Dettmers et al. 2023, arXiv:2305.14314; Dettmers et al. 2022, arXiv:2208.07339.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -182,18 +182,6 @@ def stored_8bit(name: str, values: Any, scales: Any) -> dict[str, Any]:
     module = name.removesuffix(".weight")
     by_row = torch.tensor(0, dtype=torch.uint8)
     return {name: values, f"{module}.SCB": scales, f"{module}.weight_format": by_row}
-
-
-def sidecar_names(name: str, method: str) -> Iterator[str]:
-    """Yield the names of all tensors that may stand for the weight `name`."""
-    module = name.removesuffix(".weight")
-    if method == "int8":
-        yield from (name, f"{module}.SCB", f"{module}.weight_format")
-        return
-    yield name
-    for part in ("absmax", "quant_map", "nested_absmax", "nested_quant_map"):
-        yield f"{name}.{part}"
-    yield f"{name}.quant_state.bitsandbytes__{method}"
 
 
 def dequantize_4bit(numbers: Any, state: Any) -> Any:

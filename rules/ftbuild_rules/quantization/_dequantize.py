@@ -12,6 +12,7 @@ from ftbuild_rules.models._files import INDEX_NAME, files_of, weight_files
 from ftbuild_rules.models._safetensors import StoredTensor, TensorSpec, read_tensors, write_tensors
 from ftbuild_rules.models._torch import SAFETENSORS_NAMES, load_tensor, tensor_bytes
 from ftbuild_rules.quantization import _bitsandbytes
+from ftbuild_rules.quantization._gptq import PARTS, unpack
 
 QUANTIZATION_NAME = "quantization.json"
 Base = Model | QuantizedModel
@@ -26,13 +27,15 @@ class Weight:
     parts: Mapping[str, StoredTensor]
     """By the end of their names; only one, with the name "", where it is not quantized."""
     method: str
+    bits: int
     is_transposed: bool
 
     def load(self) -> Any:
         """Return it as a torch tensor."""
         if len(self.parts) == 1:
             return load_tensor(self.parts[""])
-        value = _load(self.method, {name: load_tensor(part) for name, part in self.parts.items()})
+        parts = {name: load_tensor(part) for name, part in self.parts.items()}
+        value = unpack(parts, self.bits) if self.method == "gptq" else _load(self.method, parts)
         value = value.T if self.is_transposed else value
         import torch
 
@@ -74,29 +77,35 @@ def weights_of(model: QuantizedModel) -> dict[str, tuple[Weight, ...]]:
     }
 
 
+def stored_names(name: str, method: str) -> dict[str, str]:
+    """Return the names of all tensors that may stand for the weight `name`, and their roles."""
+    module = name.removesuffix(".weight")
+    if method == "gptq":
+        return {f"{module}.{part}": part for part in PARTS}
+    if method == "int8":
+        return {name: "", f"{module}.SCB": "SCB", f"{module}.weight_format": "weight_format"}
+    parts = ["absmax", "quant_map", "nested_absmax", "nested_quant_map"]
+    parts.append(f"quant_state.bitsandbytes__{method}")
+    return {name: "", **{f"{name}.{part}": part for part in parts}}
+
+
 def _weights(tensors: Sequence[StoredTensor], noted: Mapping[str, Any]) -> Iterator[Weight]:
     layers: Mapping[str, Any] = noted["layers"]
+    method, bits = noted["method"], noted.get("bits", 0)
     by_name = {tensor.spec.name: tensor for tensor in tensors}
-    beside = {
-        sidecar: name
-        for name in layers
-        for sidecar in _bitsandbytes.sidecar_names(name, noted["method"])
-        if sidecar != name
-    }
+    owners = {each: name for name in layers for each in stored_names(name, method)}
+    done = set()
     for name, tensor in by_name.items():
-        if name in beside:
-            continue
-        if name not in layers:
-            yield Weight(tensor.spec, {"": tensor}, noted["method"], is_transposed=False)
-            continue
-        parts = {"": tensor}
-        for other, owner in beside.items():
-            if owner == name and other in by_name:
-                start = name if other.startswith(f"{name}.") else name.removesuffix(".weight")
-                parts[other.removeprefix(f"{start}.")] = by_name[other]
-        layer = layers[name]
-        spec = TensorSpec(name, layer["dtype"], tuple(layer["shape"]))
-        yield Weight(spec, parts, noted["method"], is_transposed=layer["transposed"])
+        owner = owners.get(name)
+        if owner is None:
+            yield Weight(tensor.spec, {"": tensor}, method, bits, is_transposed=False)
+        elif owner not in done:
+            done.add(owner)
+            roles = stored_names(owner, method)
+            parts = {role: by_name[each] for each, role in roles.items() if each in by_name}
+            layer = layers[owner]
+            spec = TensorSpec(owner, layer["dtype"], tuple(layer["shape"]))
+            yield Weight(spec, parts, method, bits, is_transposed=layer["transposed"])
 
 
 def full_config(model: QuantizedModel) -> dict[str, Any]:

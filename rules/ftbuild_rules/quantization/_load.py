@@ -1,10 +1,12 @@
 """Load a model for computing with it, whether quantized or not."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ftbuild.api import QuantizedModel, RewardModel, RuleError
 from ftbuild_rules.models._trusted import runs_own_code
-from ftbuild_rules.quantization._dequantize import Base
+from ftbuild_rules.quantization._dequantize import Base, about, dequantize
 
 HEAD_NAMES = ("score", "classifier")
 """What Transformers calls the layer that scores a text or its tokens, by architecture."""
@@ -16,11 +18,16 @@ def load_network(
     """Return the network of an artifact; its path is where it came from.
 
     `kind` is a class of Transformers' such as `AutoModelForCausalLM`; `new_layers` are those that
-    it has and the artifact has not.
+    it has and the artifact has not. A model by GPTQ is dequantised first: the library that
+    computes with its packed weights clashes with those of training.
 
     Raises:
         RuleError: E0955: it has no such attention.
     """
+    if isinstance(model, QuantizedModel) and about(model)["method"] == "gptq":
+        with TemporaryDirectory() as folder:
+            full = dequantize(model, Path(folder) / "model")
+            return load_network(kind, full, new_layers=new_layers, **settings)
     if isinstance(model, QuantizedModel) and new_layers:
         settings["config"] = _with_whole(model, new_layers, settings.pop("num_labels"))
     try:

@@ -9,6 +9,7 @@ loads, so it loads at once and everyone who needs it shares it.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from ftbuild.api import (
     Place,
     QuantizedModel,
     RuleError,
+    Tokens,
     canonical_json,
     rule,
 )
@@ -29,10 +31,12 @@ from ftbuild_rules.models._files import INDEX_NAME, files_of, weight_files
 from ftbuild_rules.models._safetensors import StoredTensor, TensorSpec, read_tensors
 from ftbuild_rules.models._torch import SAFETENSORS_NAMES, load_tensor
 from ftbuild_rules.quantization import _bitsandbytes
-from ftbuild_rules.quantization._dequantize import QUANTIZATION_NAME
+from ftbuild_rules.quantization._dequantize import QUANTIZATION_NAME, stored_names
 from ftbuild_rules.quantization._error import LayerError, measure, overall
+from ftbuild_rules.quantization._gptq import Grid, pack, quantize_blocks
 from ftbuild_rules.quantization._layers import Layers, empty_model, linear_weights
 from ftbuild_rules.quantization._tensor_file import TensorFile, header_room
+from ftbuild_rules.training._shards import read_tokens, require_fit
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _OWN = {
@@ -40,6 +44,7 @@ _OWN = {
     "double_quantization": ("nf4", "fp4"),
     "compute_dtype": ("nf4", "fp4"),
     "outlier_threshold": ("int8",),
+    **dict.fromkeys(("bits", "group_size", "act_order", "damping", "samples"), ("gptq",)),
 }
 
 
@@ -48,14 +53,26 @@ class QuantizeInputs(Inputs):
 
     model: Model
     """The model in full precision."""
+    data: Tokens | None = None
+    """With `gptq`: tokens whose rows the weights are calibrated on."""
 
 
 class QuantizeParams(Params):
     """How to quantize."""
 
-    method: Literal["nf4", "fp4", "int8"] = "nf4"
+    method: Literal["nf4", "fp4", "int8", "gptq"] = "nf4"
     """`nf4`, `fp4`: blocks of 4-bit values (bitsandbytes, QLoRA); `int8`: rows of 8-bit values
-    (bitsandbytes, LLM.int8())."""
+    (bitsandbytes, LLM.int8()); `gptq`: few bits, calibrated on `data` (arXiv:2210.17323)."""
+    bits: Literal[2, 4, 8] = 4
+    """Bits of a weight with `gptq`."""
+    group_size: Literal[-1, 16, 32, 64, 128] = 128
+    """Inputs that share a scale with `gptq`; -1: all of them."""
+    act_order: bool = False
+    """With `gptq`: round the inputs that are used most first; more exact, slower to use."""
+    damping: float = Field(0.05, gt=0, lt=1)
+    """With `gptq`: what is added to the diagonal of the Hessian, as a share of its mean."""
+    samples: int = Field(128, ge=1)
+    """With `gptq`: rows of `data` to calibrate on, the first ones."""
     block_size: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = 64
     """Values that share a scale, for `nf4` and `fp4`."""
     double_quantization: bool = False
@@ -72,6 +89,15 @@ class QuantizeParams(Params):
 
 def check(kinds: Mapping[str, tuple[str, ...]], params: QuantizeParams) -> None:
     """Refuse attributes of another method than the one that is asked for."""
+    if ("data" in kinds) != (params.method == "gptq"):
+        has = "data" in kinds
+        raise AttributeProblem(
+            "data" if has else "method",
+            "`data` is what `gptq` is calibrated on"
+            if has
+            else "`gptq` needs rows to calibrate on",
+            "remove it, or choose another `method`" if has else "name tokens as `data`",
+        )
     for name in params.model_fields_set:
         if params.method not in _OWN.get(name, (params.method,)):
             raise AttributeProblem(
@@ -101,6 +127,8 @@ def quantize(ctx: Context, inputs: QuantizeInputs, params: QuantizeParams) -> No
     config = json.loads(files["config.json"].read_bytes())
     layers = linear_weights(empty_model(inputs.model.path), specs, skip_modules=params.skip_modules)
     work = _Work(ctx, params, layers.weights)
+    if inputs.data is not None:
+        work.calibrate(inputs.model, inputs.data, specs)
     sizes = {name: work.write_file(name, tensors) for name, tensors in stored.items()}
     for path in sorted(p for p in inputs.model.path.rglob("*") if p.is_file()):
         name = path.relative_to(inputs.model.path).as_posix()
@@ -115,6 +143,7 @@ def quantize(ctx: Context, inputs: QuantizeInputs, params: QuantizeParams) -> No
     error = overall(work.errors)
     about = {
         "method": params.method,
+        **({"bits": params.bits} if params.method == "gptq" else {}),
         "source": inputs.model.digest,
         "relative_error": error,
         "layers": {name: work.layer(specs[name]) for name in sorted(work.errors)},
@@ -155,6 +184,24 @@ def _config(config: dict[str, Any], params: QuantizeParams, layers: Layers) -> d
     if params.dtype != "auto":
         config = {key: value for key, value in config.items() if key != "torch_dtype"}
         config["dtype"] = params.dtype
+    if params.method == "gptq":
+        settings = {
+            "bits": params.bits,
+            "checkpoint_format": "gptq",
+            "desc_act": params.act_order,
+            "format": "gptq",
+            "group_size": params.group_size,
+            "lm_head": False,
+            "meta": {"damp_percent": params.damping, "quantizer": ["ftbuild"]},
+            "method": "gptq",
+            "pack_dtype": "int32",
+            "quant_method": "gptq",
+            "sym": True,
+        }
+        if layers.skipped:
+            patterns = [f"-:{re.escape(name)}" for name in layers.skipped]
+            settings["dynamic"] = {pattern: {} for pattern in patterns}
+        return {**config, "quantization_config": settings}
     settings = BitsAndBytesConfig(
         load_in_8bit=params.method == "int8",
         load_in_4bit=params.method != "int8",
@@ -175,6 +222,32 @@ class _Work:
         self._params = params
         self._layers = layers
         self.errors: dict[str, LayerError] = {}
+        self._calibrated: dict[str, dict[str, Any]] = {}
+
+    def calibrate(self, model: Model, data: Tokens, specs: Mapping[str, TensorSpec]) -> None:
+        """Work out what stands for each weight by GPTQ, on the first rows of `data`.
+
+        Raises:
+            RuleError: E0971: a weight has a size that cannot be packed.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        params = self._params
+        grid = Grid(params.bits, params.group_size, params.act_order, params.damping)
+        names = [name for name in specs if name in self._layers]
+        for name in names:
+            _require_packable(name, specs[name].shape, self._layers[name], grid)
+        rows = read_tokens(data, "sft", rule="quantize")
+        require_fit(rows, model)
+        ids = rows.table.column("input_ids").slice(0, params.samples).to_pylist()
+        network = AutoModelForCausalLM.from_pretrained(
+            model.path, dtype=torch.float32, local_files_only=True
+        ).eval()
+        for name, weight, rounded in quantize_blocks(network, names, ids, grid):
+            self.errors[name] = measure(weight, rounded.value(grid.zero))
+            self._calibrated[name] = pack(name, rounded, grid)
+            self._ctx.progress(len(self.errors), len(names))
 
     def layer(self, spec: TensorSpec) -> dict[str, Any]:
         """Return what is noted of a quantized weight: what it was, and how far it is off."""
@@ -190,7 +263,7 @@ class _Work:
         names = [
             each
             for tensor in tensors
-            for each in _bitsandbytes.sidecar_names(tensor.spec.name, self._params.method)
+            for each in (tensor.spec.name, *stored_names(tensor.spec.name, self._params.method))
         ]
         with TensorFile(self._ctx.out / name, room=header_room(names)) as file:
             for tensor in tensors:
@@ -223,6 +296,8 @@ class _Work:
             RuleError: E0971: it cannot be quantized.
         """
         name, params, threads = tensor.spec.name, self._params, self._ctx.cpus
+        if name in self._calibrated:
+            return self._calibrated[name]
         if tensor.spec.dtype not in ("F32", "F16", "BF16") and params.dtype == "auto":
             raise _unfit(name, f"its type is {tensor.spec.dtype}", 'set `dtype = "float32"`')
         weight = self._load(tensor)
@@ -234,6 +309,7 @@ class _Work:
                 again = _bitsandbytes.dequantize_8bit(values, scales)
                 made = _bitsandbytes.stored_8bit(name, values, scales)
             else:
+                assert params.method != "gptq"  # its weights are in `_calibrated`
                 numbers, state = _bitsandbytes.quantize_4bit(
                     weight,
                     params.method,
@@ -251,6 +327,19 @@ class _Work:
             ) from error
         self.errors[name] = measure(weight, again)
         return made
+
+
+def _require_packable(name: str, shape: tuple[int, ...], is_transposed: bool, grid: Grid) -> None:
+    if is_transposed:
+        raise _unfit(name, "it is stored as (in, out)", 'choose `method = "nf4"`')
+    size = 1 if grid.group_size == -1 else grid.group_size
+    if shape[1] % max(size, 32) or shape[0] % 32:
+        raise _unfit(
+            name,
+            f"its shape is {list(shape)}; both sizes must be multiples of 32, and the second of "
+            "`group_size`",
+            "choose a smaller `group_size`, or name the layer in `skip_modules`",
+        )
 
 
 def _unfit(name: str, why: str, fix: str) -> RuleError:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ftbuild.api import Place, QuantizedModel, RuleError
 from ftbuild_rules.models._trusted import runs_own_code
-from ftbuild_rules.quantization._dequantize import Base
+from ftbuild_rules.quantization._dequantize import Base, about
 from ftbuild_rules.training._lora import MOVES_BASE, Lora, Rows
 
 
@@ -39,6 +39,11 @@ def require_targets(lora: Lora, model: Base) -> Rows | None:
             f"`init = \"{lora.init}\"` takes the adapter's start out of the base model's weights, "
             f"and those of `{model.label or 'model'}` are quantized",
             "use another `init`, or name the model that was quantized as `model`",
+        )
+    if isinstance(model, QuantizedModel) and lora.dora and about(model)["method"] == "gptq":
+        raise _error(
+            f"PEFT has no `dora` for weights by GPTQ, as those of `{model.label or 'model'}` are",
+            'remove `dora`, or quantize with `method = "nf4"`',
         )
     network = skeleton(model)
     layers = dict(network.named_modules())
