@@ -4,6 +4,7 @@ A method brings its trainer class and what is its own; this file makes the same 
 same bytes, in one go or after a kill, and stops it as soon as it goes wrong.
 """
 
+import json
 import math
 import os
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ftbuild.api import Adapter, Context, Model, Place, RewardModel, RuleError, Tokens
+from ftbuild_rules.models._card import data_card, read_card, write_card
 from ftbuild_rules.models._files import TEMPLATE_NAME
 from ftbuild_rules.training._checkpoints import Checkpoints
 from ftbuild_rules.training._evaluation import (
@@ -32,6 +34,8 @@ from ftbuild_rules.training._shards import (
     require_fit,
     require_template,
 )
+
+_FIGURES_NAME = "figures.json"
 
 
 class MethodInputs(Protocol):
@@ -62,6 +66,7 @@ class Run:
     params: TrainingParams
     data: TokenRows
     eval_data: TokenRows | None
+    rule: str
 
 
 def prepare(
@@ -86,7 +91,7 @@ def prepare(
         require_fit(each, inputs.model, settings=settings)
         if not params.other_template:
             require_template(each, inputs.model)
-    return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None)
+    return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None, rule)
 
 
 class Fixed(Protocol):
@@ -354,6 +359,7 @@ def _record(run: Run, trainer: Any) -> None:
         facts["eval_loss"] = evaluated[-1].loss
         if run.params.keep == "best":
             facts |= {"eval_loss": best.loss, "best_step": best.step}
+    (run.ctx.scratch / _FIGURES_NAME).write_text(json.dumps(facts))
     run.ctx.facts(**facts)
 
 
@@ -372,3 +378,25 @@ def save(run: Run, model: Any, *, settings: Mapping[str, Any] | None = None) -> 
         save_model(model, out, base=run.inputs.model, settings=settings)
     if run.data.template is not None and has_other_template(run.data, run.inputs.model):
         (out / TEMPLATE_NAME).write_text(run.data.template, encoding="utf-8")
+    write_card(out, _card(run))
+
+
+def _card(run: Run) -> dict[str, Any]:
+    """Return what was trained on what, and how it went.
+
+    What only watches, such as `eval_data`, is left out: it would change what lies above.
+    """
+    watches = () if run.params.keep == "best" else ("evaluate_every",)
+    figures = json.loads((run.ctx.scratch / _FIGURES_NAME).read_bytes())
+    card: dict[str, Any] = {
+        "method": run.rule,
+        "parameters": run.params.model_dump(
+            mode="json", exclude_defaults=True, exclude=set(watches)
+        ),
+        "base": read_card(run.inputs.model),
+        "data": [data_card(run.inputs.data)],
+        "figures": {k: v for k, v in figures.items() if not k.startswith(("eval_", "best_"))},
+    }
+    if run.inputs.adapter is not None:
+        card["adapter"] = read_card(run.inputs.adapter)
+    return card

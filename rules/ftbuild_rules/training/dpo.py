@@ -127,7 +127,7 @@ def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-@rule(version=1, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
 def dpo(ctx: Context, inputs: DpoInputs, params: DpoParams) -> None:
     """Train a model, or an adapter of it, to prefer the chosen completions.
 

@@ -36,7 +36,7 @@ class IpoParams(TrainingParams):
     holds the policy closer to the reference."""
 
 
-@rule(version=1, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
 def ipo(ctx: Context, inputs: IpoInputs, params: IpoParams) -> None:
     """Train a model, or an adapter of it, to prefer the chosen completions by a fixed margin.
 

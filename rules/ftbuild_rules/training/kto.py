@@ -69,7 +69,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: KtoParams) -> None:
         )
 
 
-@rule(version=1, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
 def kto(ctx: Context, inputs: KtoInputs, params: KtoParams) -> None:
     """Train a model, or an adapter of it, on completions that are wished for or not.
 

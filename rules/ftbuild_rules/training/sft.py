@@ -29,7 +29,7 @@ class SftParams(TrainingParams):
     5 to 15 where it is wanted."""
 
 
-@rule(version=1, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
 def sft(ctx: Context, inputs: SftInputs, params: SftParams) -> None:
     """Train a model, or an adapter of it, to write the labels.
 
