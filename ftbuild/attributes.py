@@ -97,7 +97,9 @@ def check(declaration: Declaration, rule: "Rule") -> Checked:
 def _unknown(checked: Checked, rule: "Rule", name: str) -> str | None:
     """Note an attribute that the rule does not have; return the one that was likely meant."""
     known = [*rule.input_fields, *rule.params.model_fields, *ENGINE_ATTRIBUTES]
-    fix = did_you_mean(name, known, f"`ftbuild rules {rule.name}` lists all")
+    fix = rule.params.elsewhere.get(name) or did_you_mean(
+        name, known, f"`ftbuild rules {rule.name}` lists all"
+    )
     what = f"rule `{rule.name}` has no attribute `{shown(name)}`"
     checked.wrong("E0204", what, (name,), of_key=True, fix=fix)
     return nearest(name, known)
@@ -161,10 +163,16 @@ def _input(checked: Checked, wanted: "InputField", value: Any) -> None:
     for place, item in found:
         read(checked, wanted, place, item)
     if wanted.outside in ("source", "function") and len(checked.findings) == before:
-        shape = "function" if wanted.outside == "function" else wanted.shape
-        checked.sources[name] = {shape: value}
+        checked.sources[name] = {_SOURCE_SHAPES[wanted.outside, wanted.shape]: value}
 
 
+_SOURCE_SHAPES = {
+    ("source", "one"): "one",
+    ("source", "list"): "list",
+    ("source", "table"): "table",
+    ("function", "one"): "function",
+    ("function", "list"): "functions",
+}
 _PLURAL = {
     None: "labels",
     "source": "sources",

@@ -4,25 +4,31 @@ import itertools
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftbuild import events, fastpath, lockfile, outputs, slots, usersettings
+from ftbuild import events, fastpath, lockfile, outputs, sandbox, slots, usersettings
 from ftbuild.action import Describer
 from ftbuild.digest import Digest
 from ftbuild.errors import FtbuildError
 from ftbuild.executor import Executor
 from ftbuild.registry import Registry
 from ftbuild.run import Runner, Shell
+from ftbuild.sandbox import Sandbox
 from ftbuild.store.statcache import RACY_NS
 from ftbuild.store.trees import Tree
 from ftbuild.workers import Workers
 
 if TYPE_CHECKING:
     from ftbuild.project import Project
+
+
+_GLANCE_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,10 @@ class Build:
             try:
                 summary = executor.run(wanted)
                 project.store.flush()
+                summary = self._send_the_rest(executor, summary)
             finally:
                 executor.runner.workers.close()
+                project.close_supply()
                 project.save()
         self._on_event(summary)
         labels = {outcome: tuple(found) for outcome, found in self._outcomes.items()}
@@ -88,6 +96,19 @@ class Build:
             saved_s=summary.saved_s,
             exit_code=executor.exit_code,
         )
+
+    def _send_the_rest(self, executor: Executor, summary: events.Summary) -> events.Summary:
+        """Wait until remote stores have what was built, and count that too."""
+        supply = executor.supply
+        if supply is None:
+            return summary
+        began = time.monotonic()
+        if supply.num_waiting:
+            self._on_event(events.Sending(supply.num_waiting))
+        while not supply.drain(_GLANCE_S):
+            executor.raise_if_interrupted()
+        seconds = summary.seconds + time.monotonic() - began
+        return replace(summary, seconds=seconds, sent_bytes=supply.sent_bytes())
 
     def _hear(self, event: events.Event) -> None:
         if isinstance(event, events.Finished):
@@ -107,19 +128,8 @@ class Build:
     @cached_property
     def _executor(self) -> Executor:
         project = self._project
-        shell = Shell(_program_path())
         work = project.folder / "work"
         work.mkdir(exist_ok=True)
-
-        def environment() -> dict[str, str]:
-            registry = Registry(project.root, project.workspace.project_rules)
-            return {
-                **shell.variables(str(work)),
-                **registry.environment(),
-                "PYTHONHASHSEED": "0",
-                "PYTHONDONTWRITEBYTECODE": "1",
-                "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-            }
 
         logs = project.folder / "log"
         runner = Runner(
@@ -127,12 +137,14 @@ class Build:
             store=project.store,
             resolver=self._describer.resolver,
             lock=project.locked,
-            workers=Workers(environment, work),
-            shell=shell,
+            workers=Workers(lambda: worker_environment(project, work), work),
+            shell=SHELL,
             environment=os.environ,
             logs=logs,
             has_logs=logs.is_dir(),
             statcache=project.folder / "stat.bin",
+            sandbox=self._sandbox(),
+            trackers=tuple(project.setting("run", "trackers") or ()),
         )
         jobs = project.options.jobs or project.setting("run", "jobs")
         return Executor(
@@ -146,7 +158,15 @@ class Build:
             self._hear,
             self._keep_going,
             self._force,
+            project.supply(lambda text: self._on_event(events.Warned(None, text))),
         )
+
+    def _sandbox(self) -> Sandbox | None:
+        if not self._project.setting("run", "sandbox"):
+            return None
+        if reason := sandbox.problem():
+            self._on_event(events.Warned("", sandbox.WEAKER.format(reason)))
+        return sandbox_of(self._project)
 
     def remember(self, names: Sequence[str], wanted: Sequence[str]) -> None:
         """Note the stats of all that made this answer, so that the next run needs no more.
@@ -220,9 +240,28 @@ class Build:
         )
 
 
-def _program_path() -> str:
-    """Return where actions find programs: beside this Python, then the system's places."""
-    return os.pathsep.join([os.path.dirname(sys.executable), "/usr/local/bin", "/usr/bin", "/bin"])
+SHELL = Shell(
+    os.pathsep.join([os.path.dirname(sys.executable), "/usr/local/bin", "/usr/bin", "/bin"])
+)
+"""Where actions find programs: beside this Python, then the system's places."""
+
+
+def worker_environment(project: "Project", work: Path) -> dict[str, str]:
+    """Return the environment with which the workers of a build start."""
+    registry = Registry(project.root, project.workspace.project_rules)
+    return {
+        **SHELL.variables(str(work)),
+        **registry.environment(),
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
+
+
+def sandbox_of(project: "Project") -> Sandbox:
+    """Return the sandbox of this machine for a project."""
+    registry = Registry(project.root, project.workspace.project_rules)
+    return sandbox.make(project.root, registry.folders())
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from ftbuild import sandbox
 from ftbuild.errors import FtbuildError
 from ftbuild.lockfile import installed_version
 
@@ -35,6 +36,10 @@ def _python() -> Iterator[Finding]:
     yield Finding("ok", f"Python {platform.python_version()} at {sys.executable}")
     if shutil.which("sh") is None:
         yield Finding("error", "there is no /bin/sh: `command` targets cannot run")
+    if reason := sandbox.problem():
+        yield Finding("warn", sandbox.WEAKER.format(reason), "apt install bubblewrap")
+    else:
+        yield Finding("ok", "bubblewrap: a sandbox shows an action its declared inputs alone")
 
 
 def _manifest(project: "Project") -> Iterator[Finding]:

@@ -52,6 +52,8 @@ class Problem:
 
     def render(self) -> str:
         """Return the problem as text without colour, in the form of STYLE section 5."""
+        from ftbuild.redaction import of_environment
+
         lines = [f"error[{self.code}]: {self.what}"]
         if self.where is not None:
             lines.append(f"  --> {self.where}")
@@ -63,7 +65,7 @@ class Problem:
             first, *rest = self.fix.splitlines()
             lines.append(f"  fix: {first}")
             lines += [f"       {line}".rstrip() for line in rest]
-        return "\n".join(lines)
+        return of_environment().text("\n".join(lines))
 
 
 def problems_from(plain: Iterable[dict[str, Any]]) -> tuple[Problem, ...]:

@@ -58,8 +58,16 @@ class Progress:
 class Warned:
     """An action says something that the user should read at the end of the build."""
 
-    label: str
+    label: str | None
+    """None where it concerns no single target."""
     text: str
+
+
+@dataclass(frozen=True)
+class Sending:
+    """The build is done, and results are still being sent to a remote store."""
+
+    results: int
 
 
 @dataclass(frozen=True)
@@ -98,9 +106,11 @@ class Summary:
     seconds: float
     saved_s: float
     """What the fresh and fetched targets cost when they were built."""
+    fetched_bytes: int = 0
+    sent_bytes: int = 0
 
 
-Event = Planned | Started | Waiting | Progress | Warned | Finished | Summary
+Event = Planned | Started | Waiting | Progress | Warned | Finished | Sending | Summary
 OnEvent = Callable[[Event], None]
 
 

@@ -15,23 +15,29 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftbuild import events
 from ftbuild.action import Action, Describer, Output
 from ftbuild.digest import Digest
 from ftbuild.errors import FtbuildError, InterruptedBuild
+from ftbuild.fetching import Fetcher
 from ftbuild.graph import Graph, Target
 from ftbuild.history import Built, History
 from ftbuild.plan import Planner, known_output
 from ftbuild.run import Done, Failed, Runner, slot_of
 from ftbuild.slots import Slots
+from ftbuild.store.actions import Record
 from ftbuild.store.blobs import MissingBlob
 from ftbuild.store.store import Store
 from ftbuild.store.trees import Tree
+
+if TYPE_CHECKING:
+    from ftbuild.remote.service import Supply
 
 _MAX_RUNS = 2
 """How often one build may run one action: again if an object of its output went missing."""
@@ -68,6 +74,8 @@ class _Message:
     error: BaseException | None = None
     seconds: float = 0.0
     was_shared: bool = False
+    then: Callable[[], None] | None = None
+    """What the main thread is to do now that work beside the slots is over."""
 
     @property
     def has_ended(self) -> bool:
@@ -89,6 +97,8 @@ class Executor:
     on_event: events.OnEvent
     keep_going: bool = False
     force: frozenset[str] = frozenset()
+    supply: "Supply | None" = None
+    """Where results may be besides the store."""
     exit_code: int = field(default=0, init=False)
     """Of the worst failure; 0 while there is none."""
     _signals: list[int] = field(default_factory=list, init=False)
@@ -103,6 +113,11 @@ class Executor:
         self._signals.append(number)
         self._queue.put(_Message(""))
 
+    def raise_if_interrupted(self) -> None:
+        """Raise InterruptedBuild if a signal came."""
+        if self._signals:
+            raise InterruptedBuild(self._signals[0])
+
     def run(self, wanted: Sequence[str]) -> events.Summary:
         """Build `wanted` and all they need; say how it went by events, the summary last.
 
@@ -116,6 +131,7 @@ class Executor:
         self._startable: list[tuple[float, int, Action]] = []
         self._numbers = itertools.count()
         self._running: set[str] = set()
+        self._num_aside = 0
         self._counts = dict.fromkeys(("built", "fresh", "fetched", "failed", "skipped"), 0)
         self._cut_off = 0
         self._saved_s = 0.0
@@ -152,10 +168,9 @@ class Executor:
         while True:
             while self._ready and not self._signals:
                 self._decide(self._ready.popleft())
-            if self._signals:
-                raise InterruptedBuild(self._signals[0])
+            self.raise_if_interrupted()
             self._start_what_fits()
-            if not self._running:
+            if not self._running and not self._num_aside:
                 if not self._ready:
                     return
                 continue
@@ -178,10 +193,72 @@ class Executor:
             if output is not None:
                 self._is_fresh(node, action, output)
                 return
+            if objection := self.store.distrusted.get(action.key):
+                told = f"the record in the store is not trusted: {objection}; it is built anew"
+                self.on_event(events.Warned(label, told))
+            if self.supply is not None:
+                self._aside(label, lambda: self._look_up(node, action))
+                return
+        self._build(action)
+
+    def _build(self, action: Action) -> None:
+        label = action.target.label
         if self._has_failed and not self.keep_going:
             self._skip(label, _NOT_STARTED)
             return
         self._may_start(action)
+
+    def _aside(self, label: str, work: Callable[[], Callable[[], None]]) -> None:
+        """Do `work` beside the slots, and in the main thread what it returns."""
+        assert self.supply is not None
+        self._num_aside += 1
+
+        def go() -> None:
+            try:
+                then = work()
+            except BaseException as error:
+                then = partial(self._went_wrong_aside, label, error)
+            self._queue.put(_Message(label, then=then))
+
+        self.supply.do(go)
+
+    def _went_wrong_aside(self, label: str, error: BaseException) -> None:
+        if not isinstance(error, FtbuildError):
+            raise error
+        self._fail(label, error, 0.0, ())
+
+    def _look_up(self, node: _Node, action: Action) -> Callable[[], None]:
+        """Ask for a record elsewhere; in a thread of its own, as all that waits for others."""
+        assert self.supply is not None
+        record = Fetcher(self.store, self.supply).look_up(action)
+        if record is None:
+            return partial(self._build, action)
+        return partial(self._is_elsewhere, node, action, record)
+
+    def _is_elsewhere(self, node: _Node, action: Action, record: Record) -> None:
+        node.tree = record.tree
+        self._is_fresh(node, action, self.describer.output(action.target, action.key, record.tree))
+
+    def _fetch(self, node: _Node, output: Output) -> Callable[[], None]:
+        """Bring a wanted artifact here; in a thread of its own."""
+        assert self.supply is not None
+        began = time.monotonic()
+        try:
+            record = Fetcher(self.store, self.supply).bring(output).record
+        except MissingBlob:
+            return partial(self._run_again, node.target.label)
+        return partial(self._fetched, node, output, record, time.monotonic() - began)
+
+    def _fetched(self, node: _Node, output: Output, record: Record, seconds: float) -> None:
+        label, cost_s = node.target.label, float(record.provenance.get("seconds", 0.0))
+        node.tree = record.tree
+        self._counts["fetched"] += 1
+        self._saved_s += cost_s
+        self.history.note(label, Built(output.key, output.tree, output.parts, cost_s))
+        event = events.Finished(
+            label, "fetched", key=output.key, digest=output.tree, seconds=seconds
+        )
+        self._finish(node, output, event)
 
     def _output_of(self, label: str) -> Output:
         output = self._nodes[label].output
@@ -212,7 +289,7 @@ class Executor:
         built = self.history.built.get(label)
         if built is not None and built.key == key:
             return built.seconds
-        record = self.store.find(key)
+        record = self.store.find(key) or self.store.known(key)
         return 0.0 if record is None else float(record.provenance.get("seconds", 0.0))
 
     def _is_ready_to_use(self, node: _Node, output: Output) -> bool:
@@ -230,6 +307,9 @@ class Executor:
                 self.store.lay_out(tree)
         except MissingBlob:
             node.tree = None
+            if is_wanted and self.supply is not None:
+                self._aside(node.target.label, lambda: self._fetch(node, output))
+                return False
             if is_wanted:
                 self._run_again(node.target.label)
                 return False
@@ -243,8 +323,8 @@ class Executor:
 
     def _tree_of(self, node: _Node, output: Output) -> Tree:
         if node.tree is None or node.tree.digest != output.tree:
-            record = self.store.find(output.key)
-            if record is None:
+            record = self.store.find(output.key) or self.store.known(output.key)
+            if record is None or record.tree.digest != output.tree:
                 raise MissingBlob(output.tree, node.target.label)
             node.tree = record.tree
         return node.tree
@@ -339,18 +419,33 @@ class Executor:
         for edge in action.target.edges:
             node = self._nodes[edge.label]
             output = self._output_of(edge.label)
+            patterns = None if edge.part is None else action.facts.parts[edge.field]
             try:
-                tree = self._tree_of(node, output)
-                if edge.part is not None:
-                    tree = tree.part(action.facts.parts[edge.field])
-                ready[slot_of(edge)] = (output, tree, self.store.lay_out(tree))
+                ready[slot_of(edge)] = (output, *self._lay_out(node, output, patterns))
             except MissingBlob as error:
                 raise _LostInput(edge.label) from error
         return ready
 
+    def _lay_out(
+        self, node: _Node, output: Output, patterns: Sequence[str] | None
+    ) -> tuple[Tree, Path]:
+        """Return an artifact or a part of it, laid out; what is not here is fetched."""
+        try:
+            whole = self._tree_of(node, output)
+            tree = whole if patterns is None else whole.part(patterns)
+            return tree, self.store.lay_out(tree)
+        except MissingBlob:
+            if self.supply is None:
+                raise
+            brought = Fetcher(self.store, self.supply).bring(output, patterns)
+            return brought.tree, brought.path
+
     def _hear(self, message: _Message) -> None:
         label = message.label
-        if message.event is not None:
+        if message.then is not None:
+            self._num_aside -= 1
+            message.then()
+        elif message.event is not None:
             self._tell(label, message.event)
         elif message.has_ended:
             self._end(message)
@@ -390,6 +485,8 @@ class Executor:
             outcome = "fresh"
             node.runs -= 1
             self._saved_s += cost
+        elif self.supply is not None:
+            self.supply.offer(record, label)
         self._counts[outcome] += 1
         self._finish(
             node,
@@ -475,6 +572,7 @@ class Executor:
             cut_off=self._cut_off,
             seconds=time.monotonic() - self._began,
             saved_s=self._saved_s,
+            fetched_bytes=0 if self.supply is None else self.supply.got_bytes,
         )
 
 

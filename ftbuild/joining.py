@@ -255,6 +255,7 @@ def _own_kind(
     rule = work.registry.rule(checked.declaration.rule)
     if kinds is None or checked.params is None:
         return attributes.fixed_kind(rule)
+    kinds = {**kinds, **dict.fromkeys(checked.sources, ())}
     try:
         if rule.check is not None:
             rule.check(kinds, checked.params)

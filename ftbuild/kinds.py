@@ -34,7 +34,12 @@ class Dataset(Artifact):
 
 
 class Tokens(Artifact):
-    """Token ids and labels: shards `data/train-00000.arrow` and so on."""
+    """Token ids and labels: shards `data/train-00000.arrow` and so on.
+
+    `tokens.json` names their form: `sft` (columns input_ids, labels, seq_lengths if packed),
+    `preference` (prompt_ids, chosen_ids, rejected_ids), `unpaired` (prompt_ids, completion_ids,
+    label), `stepwise` (input_ids, labels), `prompts` (prompt_ids, metadata: JSON as text).
+    """
 
     kind = "tokens"
     must_hold = ("data/*.arrow",)
@@ -91,6 +96,8 @@ KINDS: tuple[type[Artifact], ...] = (
     Report,
     File,
 )
+
+KINDS_BY_NAME = {kind.kind: kind for kind in KINDS}
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def specs(field: str, sources: dict[str, Any]) -> Iterator[tuple[KeyPath, Any]]:
     """Yield every single source of a field with its path in the target's table."""
     [(shape, value)] = sources.items()
     places: list[tuple[KeyPath, Any]] = [((field,), value)]
-    if shape == "list":
+    if shape in ("list", "functions"):
         places = [((field, place), item) for place, item in enumerate(value)]
     elif shape == "table":
         places = [((field, name), item) for name, item in value.items()]
@@ -57,8 +57,9 @@ def missing(root: Path, declaration: Declaration, sources: dict[str, Any]) -> li
     """Return a finding for each local file, folder or pattern that names nothing."""
     findings = []
     for field, one in sources.items():
-        if "function" in one:
-            findings += _missing_function(root, declaration, field, one["function"])
+        if "function" in one or "functions" in one:
+            for path, spec in specs(field, one):
+                findings += _missing_function(root, declaration, path, spec)
             continue
         for path, spec in specs(field, one):
             if not is_local(spec):
@@ -72,11 +73,13 @@ def missing(root: Path, declaration: Declaration, sources: dict[str, Any]) -> li
     return findings
 
 
-def _missing_function(root: Path, declaration: Declaration, field: str, spec: str) -> list[Finding]:
+def _missing_function(
+    root: Path, declaration: Declaration, at: KeyPath, spec: str
+) -> list[Finding]:
     """Return a finding where the file of a function is not there, is no Python, or lacks it."""
     name, _, function = spec.rpartition(":")
     path = root / declaration.package / name
-    where, keys = declaration.origin((field,))
+    where, keys = declaration.origin(at)
     if not path.is_file():
         what, fix = _explained(root / declaration.package, name)
         return [Finding("E0401", what, where, keys, fix=fix)]
@@ -92,7 +95,7 @@ def _missing_function(root: Path, declaration: Declaration, field: str, spec: st
     if function in defined:
         return []
     match = nearest(function, defined)
-    fix = f"did you mean `{name}:{match}`?" if match else f"define `def {function}(row):` there"
+    fix = f"did you mean `{name}:{match}`?" if match else f"define `def {function}(…):` there"
     return [Finding("E0405", f"`{shown(name)}` has no function `{function}`", where, keys, fix=fix)]
 
 

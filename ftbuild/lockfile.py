@@ -195,23 +195,47 @@ def check_environment(pins: Sequence[str], lock: Lock, label: str) -> None:
     """Hold that the libraries which are about to run are those of the lock.
 
     Raises:
-        DifferenceError: one is missing or of another version; a record never claims versions
-            that did not run.
+        DifferenceError: some are missing or of another version, one problem each; a record never
+            claims versions that did not run.
     """
+    problems = []
     for name in pins:
         installed, locked = installed_version(name), lock.libraries.get(name)
-        if installed == locked and installed is not None:
-            continue
         if installed is None:
-            raise DifferenceError(
-                f"`{label}` needs the library `{name}`, which is not installed",
-                code="E0511",
-                fix=f"pip install '{name}{'' if locked in (None, UNKNOWN) else '==' + str(locked)}'"
-                ", or all that training needs: pip install 'ftbuild[train]'",
-            )
-        raise DifferenceError(
-            f"`{label}` has to run with {name} {locked} ({NAME}), but {installed} is installed",
-            code="E0510",
-            fix=f"pip install '{name}=={locked}', or\n"
-            f"`ftbuild lock --upgrade {name}`, and `ftbuild plan` shows what that makes stale",
-        )
+            problems.append(_not_installed(name, locked, label))
+        elif locked is None:
+            problems.append(_not_locked(name, installed, label))
+        elif installed != locked:
+            problems.append(_of_another_version(name, locked, installed, label))
+    if problems:
+        error = DifferenceError(problems[0].what)
+        error.problems = tuple(problems)
+        raise error
+
+
+def _not_installed(name: str, locked: str | None, label: str) -> Problem:
+    version = "" if locked in (None, UNKNOWN) else f"=={locked}"
+    return Problem(
+        "E0511",
+        f"`{label}` needs the library `{name}`, which is not installed",
+        fix=f"pip install '{name}{version}', or all that training needs: "
+        "pip install 'ftbuild[train]'",
+    )
+
+
+def _not_locked(name: str, installed: str, label: str) -> Problem:
+    return Problem(
+        "E0504",
+        f"`{label}` needs the library `{name}`, and `{NAME}` does not hold it",
+        why=f"{name} {installed} is installed, but `--frozen` takes nothing that is not locked",
+        fix="run `ftbuild lock` and commit the file",
+    )
+
+
+def _of_another_version(name: str, locked: str, installed: str, label: str) -> Problem:
+    return Problem(
+        "E0510",
+        f"`{label}` has to run with {name} {locked} ({NAME}), but {installed} is installed",
+        fix=f"pip install '{name}=={locked}', or\n"
+        f"`ftbuild lock --upgrade {name}`, and `ftbuild plan` shows what that makes stale",
+    )

@@ -1,14 +1,15 @@
 """Locking: what FTBUILD.lock has to say about targets, and what it says no longer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from ftbuild import queries
 from ftbuild.action import Describer
-from ftbuild.errors import UsageError
-from ftbuild.graph import Target
+from ftbuild.errors import DifferenceError, UsageError
+from ftbuild.graph import Graph, Target
 from ftbuild.lockfile import NAME, Lock, installed_version
+from ftbuild.sources.resolver import addresses_of
 
 T = TypeVar("T")
 
@@ -35,28 +36,66 @@ def completed(lock: Lock, closure: Sequence[Target], describer: Describer) -> Lo
     return lock
 
 
-def without(lock: Lock, names: Sequence[str]) -> Lock:
-    """Return `lock` without what it holds of the libraries and sources `names`.
+def trimmed(lock: Lock, graphs: Iterable[Graph]) -> Lock:
+    """Return `lock` without what no target of the graphs needs."""
+    libraries: set[str] = set()
+    rules: set[str] = set()
+    sources: set[str] = set()
+    for graph in graphs:
+        for facts in graph.rules.values():
+            libraries.update(facts.pins)
+            rules.add(facts.name)
+        for target in graph.targets.values():
+            sources.update(addresses_of(target))
+    return Lock(
+        {name: version for name, version in lock.libraries.items() if name in libraries},
+        {name: version for name, version in lock.rules.items() if name in rules},
+        {spec: pin for spec, pin in lock.sources.items() if spec in sources},
+    )
+
+
+def without(lock: Lock, names: Sequence[str], graph: Graph) -> Lock:
+    """Return `lock` without what it holds of `names`: libraries, sources, targets with sources.
 
     Raises:
         UsageError: E0503, it holds nothing of a name.
+        DifferenceError: E0511, a library is not installed, so its version cannot be looked up.
     """
     for name in names:
         if name in lock.libraries:
+            if installed_version(name) is None:
+                raise DifferenceError(
+                    f"`{name}` is to be locked as it is installed, and it is not installed",
+                    code="E0511",
+                    fix=f"pip install '{name}', then lock again",
+                )
             lock = replace(lock, libraries=_less(lock.libraries, name))
-        elif meant := [spec for spec in lock.sources if name in (spec, queries.variable(spec))]:
+        elif meant := _meant(lock, name, graph):
             for spec in meant:
                 lock = replace(lock, sources=_less(lock.sources, spec))
         else:
             from ftbuild.wording import did_you_mean
 
-            known = [*lock.libraries, *lock.sources]
+            known = [*lock.libraries, *lock.sources, *_with_sources(lock, graph)]
             raise UsageError(
                 f"`{NAME}` holds nothing named `{name}`",
                 code="E0503",
                 fix=did_you_mean(name, known, f"`{NAME}` lists what it holds"),
             )
     return lock
+
+
+def _meant(lock: Lock, name: str, graph: Graph) -> list[str]:
+    """Return the sources that a name stands for: an address, a database's variable, a target."""
+    found = [spec for spec in lock.sources if name in (spec, queries.variable(spec))]
+    target = graph.targets.get(name)
+    return found or (
+        [] if target is None else [s for s in addresses_of(target) if s in lock.sources]
+    )
+
+
+def _with_sources(lock: Lock, graph: Graph) -> list[str]:
+    return [t.label for t in graph.targets.values() if set(addresses_of(t)) & lock.sources.keys()]
 
 
 def _less(table: Mapping[str, T], name: str) -> dict[str, T]:

@@ -6,7 +6,7 @@ wrong is collected over all files, so that a user sees it in one go; `read` hand
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ftbuild import labels, matrix, overlay, packages, settings
 from ftbuild.declaration import FILE_NAME
 from ftbuild.declaration import Declaration as Declaration
 from ftbuild.errors import ManifestError
+from ftbuild.redaction import holds_secret
 from ftbuild.root import find_root as find_root
 from ftbuild.settings import ProjectTable as ProjectTable
 from ftbuild.spans import Finding, KeyPath, problems
@@ -100,6 +101,7 @@ def read(
     findings += more
     declarations, more = _with_members(declared, reading.unusable)
     findings += more
+    findings += [found for d in declarations for found in _secrets(d)]
     good: dict[str, dict[str, Any]] = {}
     for name in settings.SETTINGS:
         good[name], more = settings.check(root_tables, name, FILE_NAME)
@@ -117,6 +119,35 @@ def read(
         unusable=frozenset(reading.unusable - {d.label for d in declarations}),
         findings=(*reading.findings, *findings, *more),
     )
+
+
+def profiles(root: Path) -> tuple[str, ...]:
+    """Return the names of the profiles of a workspace."""
+    table = packages.read_all(root, set(), everything=False).tables.get("", {}).get("profile", {})
+    return tuple(table) if isinstance(table, dict) else ()
+
+
+def _secrets(declaration: Declaration) -> Iterator[Finding]:
+    """Yield each value that would carry a secret into keys, records and the lock."""
+    for path, text in _texts(declaration.attributes, ()):
+        held = holds_secret(text)
+        if held is not None:
+            file, keys = declaration.origin(path)
+            name = next((key for key in reversed(path) if isinstance(key, str)), "it")
+            what = f"`{name}` holds {held}: all who read the project or its cache would know it"
+            fix = "keep it in an environment variable: a `command` takes `env`, SQL `url_env`"
+            yield Finding("E0118", what, file, keys, fix=fix)
+
+
+def _texts(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(item, (*path, key))
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from _texts(item, (*path, place))
 
 
 def _declarations(reading: packages.Reading) -> tuple[dict[str, Declaration], list[Finding]]:

@@ -6,9 +6,10 @@ The reason is found where the verdict is; `plan` and `why` only show it.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftbuild import rows
 from ftbuild.action import Action, Describer, Output
@@ -17,6 +18,9 @@ from ftbuild.graph import Graph, Target
 from ftbuild.history import History
 from ftbuild.sources.resolver import Unlocked
 from ftbuild.store.store import Store
+
+if TYPE_CHECKING:
+    from ftbuild.remote.service import Supply
 
 
 class State(StrEnum):
@@ -33,7 +37,8 @@ class Reason:
     """One cause why a target is not fresh."""
 
     kind: str
-    """new, attribute, source, input, library, rule, variable, missing, forced, waits."""
+    """new, attribute, source, input, library, rule, variable, missing, untrusted, forced,
+    waits."""
     detail: str
     lines: tuple[str, ...] = ()
     """More of it, such as the rows that changed."""
@@ -71,6 +76,8 @@ class Planner:
     describer: Describer
     store: Store
     history: History
+    supply: "Supply | None" = None
+    """Where results may be besides the store."""
 
     def make(self, wanted: Sequence[str], *, with_rows: bool = False) -> Plan:
         """Return the plan for the targets `wanted` and all they need.
@@ -78,10 +85,26 @@ class Planner:
         With `with_rows` the reasons of changed files carry the rows that changed.
         """
         outputs: dict[str, Output] = {}
-        verdicts = [
-            self._verdict(target, outputs, with_rows) for target in self.graph.closure(wanted)
-        ]
-        return Plan(tuple(verdicts))
+        closure = self.graph.closure(wanted)
+        verdicts: dict[str, Verdict] = {}
+        for level in [closure] if self.supply is None else _levels(closure):
+            self._ask_for(level, outputs)
+            for target in level:
+                verdicts[target.label] = self._verdict(target, outputs, with_rows)
+        return Plan(tuple(verdicts[target.label] for target in closure))
+
+    def _ask_for(self, level: Sequence[Target], outputs: Mapping[str, Output]) -> None:
+        """Ask remote stores at once for all results of a level that are not here."""
+        if self.supply is None:
+            return
+        keys = []
+        for target in level:
+            if all(edge.label in outputs for edge in target.edges):
+                with suppress(Unlocked):
+                    action = self.describer.action(target, outputs)
+                    if known_output(action, self.describer, self.store, self.history) is None:
+                        keys.append(action.key)
+        self.supply.find_all(keys)
 
     def _verdict(self, target: Target, outputs: dict[str, Output], with_rows: bool) -> Verdict:
         built = self.history.built.get(target.label)
@@ -99,12 +122,19 @@ class Planner:
         if output is not None:
             outputs[target.label] = output
             return Verdict(target.label, target.rule, State.FRESH, action.key, (), seconds)
+        record = None if self.supply is None else self.supply.find(action.key)
+        if record is not None:
+            outputs[target.label] = self.describer.output(target, action.key, record.tree)
+            cost_s = float(record.provenance.get("seconds", 0.0))
+            return Verdict(target.label, target.rule, State.REMOTE, action.key, (), cost_s)
         reasons = self.reasons(action, with_rows=with_rows)
         return Verdict(target.label, target.rule, State.STALE, action.key, reasons, seconds)
 
     def reasons(self, action: Action, *, with_rows: bool = False) -> tuple[Reason, ...]:
         """Return what differs between the last build's key document and this one."""
         label = action.target.label
+        if objection := self.store.distrusted.get(action.key):
+            return (Reason("untrusted", f"the record in the store is not trusted: {objection}"),)
         built = self.history.built.get(label)
         if built is None:
             return (Reason("new", "never built here"),)
@@ -182,6 +212,18 @@ class Planner:
             return
 
 
+def _levels(closure: Sequence[Target]) -> list[list[Target]]:
+    """Return the targets by how many others stand in a row below them."""
+    depth: dict[str, int] = {}
+    levels: list[list[Target]] = []
+    for target in closure:
+        depth[target.label] = 1 + max((depth[edge.label] for edge in target.edges), default=-1)
+        if depth[target.label] == len(levels):
+            levels.append([])
+        levels[depth[target.label]].append(target)
+    return levels
+
+
 class _AnyPart(dict[tuple[str, ...], Digest]):
     def __missing__(self, key: tuple[str, ...]) -> Digest:
         return Digest("")
@@ -245,6 +287,8 @@ def _source_names(action: Action) -> dict[str, str]:
         for key, source in table.items():
             for relative, _, _, name in source.files:
                 found["/".join(p for p in (field, key, relative) if p)] = name
+            if source.function is not None:
+                found["/".join(p for p in (field, key, source.function) if p)] = source.spec
     return found
 
 

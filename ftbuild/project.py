@@ -6,7 +6,7 @@ with Project.open() as project:
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from ftbuild import events, fastpath, lockfile, locking, outputs, usersettings, workspace
+from ftbuild import events, fastpath, lockfile, locking, outputs, signing, usersettings, workspace
 from ftbuild.action import Describer
+from ftbuild.digest import Digest
 from ftbuild.errors import DifferenceError, UsageError
 from ftbuild.graph import Graph, Target
 from ftbuild.history import Built, History, log_of_failure, workspace_folder
@@ -23,14 +24,25 @@ from ftbuild.lockfile import Lock
 from ftbuild.plan import Plan, Planner, State, Verdict
 from ftbuild.sources.resolver import Resolver
 from ftbuild.store.actions import Record
+from ftbuild.store.blobs import MissingBlob
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
+from ftbuild.store.trees import Entry, Tree
+from ftbuild.store.trust import Trust
 
 if TYPE_CHECKING:
     from ftbuild.build import BuildResult
     from ftbuild.doctor import Finding
+    from ftbuild.lineage import Step
+    from ftbuild.remote.guard import Tell
+    from ftbuild.remote.service import Supply
+    from ftbuild.store.check import Checked
     from ftbuild.store.gc import Collected
+    from ftbuild.transfer import Transfer
+    from ftbuild.verification import Limits, OnVerified, Verified
     from ftbuild.view import View
+
+    Begin = Callable[[Transfer], None]
 
 PREVIOUS = "@previous"
 """`diff helper helper@previous`: what a target was before its last build."""
@@ -50,6 +62,9 @@ class Options:
     profile: str | None = None
     overrides: tuple[str, ...] = ()
     locked: bool = False
+    """Refuse to change FTBUILD.lock."""
+    frozen: bool = False
+    """Take FTBUILD.lock as it is: look nothing up, and do not ask whether it is up to date."""
     offline: bool = False
     jobs: int | None = None
 
@@ -62,7 +77,9 @@ class Project:
         self.options = options
         self.directory = directory
         self.folder = workspace_folder(root)
-        self._everything = False
+        self.warnings: list[str] = []
+        """What the user should know besides the result of a method."""
+        self._supply: Supply | None = None
 
     @classmethod
     def open(
@@ -72,6 +89,7 @@ class Project:
         profile: str | None = None,
         overrides: Sequence[str] = (),
         locked: bool = False,
+        frozen: bool = False,
         offline: bool = False,
         jobs: int | None = None,
     ) -> Self:
@@ -85,7 +103,7 @@ class Project:
         here = Path(os.path.abspath(directory or Path.cwd()))
         if not here.is_dir():
             raise UsageError(f"there is no folder `{directory}`", code="E0022")
-        options = Options(profile, tuple(overrides), locked, offline, jobs)
+        options = Options(profile, tuple(overrides), locked, frozen, offline, jobs)
         return cls(find_root(here), here.resolve(), options)
 
     def __enter__(self) -> Self:
@@ -141,9 +159,19 @@ class Project:
     @cached_property
     def store(self) -> Store:
         """The store of this workspace."""
-        store = Store(self._store_root(), self.statcache)
+        store = Store(self._store_root(), self.statcache, self._trust())
         store.register(self.folder)
         return store
+
+    def _trust(self) -> Trust:
+        trusted = frozenset(self.setting("cache", "trusted_keys") or ())
+        required = self.setting("cache", "require_signed")
+        is_required = bool(trusted) if required is None else bool(required)
+        signer = signing.find()
+        if is_required and signer is None:
+            # Else what is built here would not be believed here. Nobody else believes it.
+            signer = signing.read_or_make(self.folder / "key")
+        return Trust(self.workspace.name, trusted, is_required, signer)
 
     def _store_root(self) -> Path:
         named = os.environ.get("FTBUILD_CACHE")
@@ -154,6 +182,45 @@ class Project:
             return self.root / Path(inside).expanduser()
         own = self.user.cache.get("dir")
         return Path(own).expanduser() if own else usersettings.default_store()
+
+    def supply(self, tell: "Tell") -> "Supply | None":
+        """Return what reaches beyond the store; None if nothing is named, or `--offline` is.
+
+        `tell` gets a line for the user where a remote store does not do what it should.
+
+        Raises:
+            UsageError: E0570, an address is of no known form; E0571, a library is missing.
+        """
+        texts = [] if self.options.offline else self._remotes()
+        if not texts:
+            return None
+        from ftbuild.remote import trust
+        from ftbuild.remote.opening import open_supply
+
+        self.close_supply()
+        reason = trust.why_read_only(os.environ, self.setting("cache", "remote_write"))
+        self._supply = open_supply(
+            self.store,
+            texts,
+            root=self.root,
+            can_write=reason is None,
+            tell=tell,
+            accept=self.store.trust.objection,
+        )
+        return self._supply
+
+    def _remotes(self) -> list[str]:
+        named = os.environ.get("FTBUILD_REMOTE")
+        if named is not None:
+            return named.split()
+        given = self.setting("cache", "remote") or []
+        return [given] if isinstance(given, str) else list(given)
+
+    def close_supply(self) -> None:
+        """Let go of remote stores."""
+        if self._supply is not None:
+            self._supply.close()
+            self._supply = None
 
     @cached_property
     def user(self) -> usersettings.UserSettings:
@@ -175,7 +242,7 @@ class Project:
         """FTBUILD.lock, with what this command added to it."""
         return lockfile.read(self.root)
 
-    def _describer(self) -> Describer:
+    def _describer(self, graph: Graph | None = None) -> Describer:
         resolver = Resolver(
             self.root,
             self.store,
@@ -184,17 +251,21 @@ class Project:
             os.environ,
             is_offline=self.options.offline,
         )
-        return Describer(self.graph, resolver, self.store, self.locked, os.environ)
+        return Describer(graph or self.graph, resolver, self.store, self.locked, os.environ)
+
+    def describer(self) -> Describer:
+        """Return what makes actions of this workspace's targets."""
+        return self._describer()
 
     def plan(self, names: Sequence[str] = ()) -> Plan:
         """Return where each of the targets `names` and of those they need stands, and why."""
         wanted = self.resolve(names)
-        return self.planner(self._describer()).make(wanted)
+        return self._planner_with_supply().make(wanted)
 
     def why(self, name: str, *, everything: bool = False) -> Why:
         """Return the chain of causes for which `name` would be rebuilt, down to the rows."""
         wanted = self.resolve([name])
-        plan = self.planner(self._describer()).make(wanted, with_rows=True)
+        plan = self._planner_with_supply().make(wanted, with_rows=True)
         last = set(wanted)
         return Why(
             tuple(
@@ -231,9 +302,53 @@ class Project:
             build.remember(names, wanted)
         return result
 
+    def push(self, names: Sequence[str], tell: "Tell", begin: "Begin") -> "Transfer":
+        """Send what is built of `names` and all they need; `begin` is given the transfer.
+
+        Raises:
+            UsageError: E0572, no remote store is named.
+            MachineError: E0573, E0574, nothing may or can be sent.
+        """
+        wanted = self.resolve(names)
+        plan = self.planner(self._describer()).make(wanted)
+        moving = self._transfer(tell, begin)
+        moving.push(plan)
+        return moving
+
+    def pull(
+        self, names: Sequence[str], tell: "Tell", begin: "Begin", *, everything: bool = False
+    ) -> "Transfer":
+        """Bring the results of `names`, with `everything` of all they need too, into the store.
+
+        Raises:
+            UsageError: E0572, no remote store is named.
+            MachineError: E0574, a remote store cannot be used.
+        """
+        wanted = self.resolve(names)
+        moving = self._transfer(tell, begin)
+        planner = self.planner(self._describer())
+        planner.supply = moving.supply
+        moving.pull(planner.make(wanted), None if everything else wanted)
+        return moving
+
+    def _transfer(self, tell: "Tell", begin: "Begin") -> "Transfer":
+        from ftbuild import transfer
+
+        supply = self.supply(tell)
+        if supply is None:
+            raise transfer.no_remote()
+        moving = transfer.Transfer(self.store, supply, tell)
+        begin(moving)
+        return moving
+
     def planner(self, describer: Describer) -> Planner:
         """Return what takes verdicts for this workspace."""
         return Planner(self.graph, describer, self.store, self.history)
+
+    def _planner_with_supply(self) -> Planner:
+        planner = self.planner(self._describer())
+        planner.supply = self.supply(self.warnings.append)
+        return planner
 
     def save(self) -> None:
         """Write down what was built and what is known of files."""
@@ -243,6 +358,15 @@ class Project:
 
     def _complete_lock(self, closure: Sequence[Target]) -> None:
         """Add to the lock what `closure` needs and it does not hold yet; write it if it changed."""
+        if self.options.frozen:
+            if not (self.root / lockfile.NAME).exists():
+                raise DifferenceError(
+                    f"there is no `{lockfile.NAME}`, and `--frozen` takes nothing that is not "
+                    "locked",
+                    code="E0504",
+                    fix="run `ftbuild lock` and commit the file",
+                )
+            return
         new = locking.completed(self.locked, closure, self._describer())
         if new == self.locked:
             return
@@ -398,23 +522,122 @@ class Project:
             max_bytes=max_bytes, max_age_s=max_age_s, grace_s=grace_s, dry_run=dry_run
         )
 
-    def lock(self, upgrade: Sequence[str] = (), *, check: bool = False) -> list[str]:
+    def lock(
+        self, upgrade: Sequence[str] = (), *, upgrade_all: bool = False, check: bool = False
+    ) -> list[str]:
         """Bring FTBUILD.lock up to date with the whole workspace; return what changed.
 
-        `upgrade` names libraries and sources to look up anew; `check` writes nothing.
+        What no target of any profile needs is dropped. `upgrade` names libraries, sources, and
+        targets whose sources to look up anew; `check` writes nothing.
 
         Raises:
             UsageError: E0503, the lock holds nothing of a name in `upgrade`.
         """
         before = self.locked
-        self.check()
-        self.locked = locking.without(before, upgrade)
-        new = locking.completed(self.locked, list(self.graph.targets.values()), self._describer())
+        graphs = [self.check(), *self._profiles()]
+        new = lockfile.Lock() if upgrade_all else locking.without(before, upgrade, graphs[0])
+        for graph in graphs:
+            self.locked = new
+            new = locking.completed(new, list(graph.targets.values()), self._describer(graph))
+        if upgrade_all:  # what is not installed here cannot be looked up: it stays as it was
+            new = new.with_libraries(
+                {n: v for n, v in before.libraries.items() if n not in new.libraries}
+            )
+        new = locking.trimmed(new, graphs)
         self.locked = before if check else new
         lines = lockfile.differences(before, new)
         if lines and not check:
             lockfile.write(self.root, new)
         return lines
+
+    def _profiles(self) -> list[Graph]:
+        """Return the graph of the workspace under each of its profiles."""
+        from ftbuild import manifest
+
+        return [
+            workspace.load(self.root, profile=name, overrides=(), everything=True).graph
+            for name in manifest.profiles(self.root)
+        ]
+
+    def choose(
+        self,
+        names: Sequence[str] = (),
+        *,
+        everything: bool = False,
+        only: bool = False,
+        since: str | None = None,
+        sample: int | None = None,
+    ) -> list[str]:
+        """Return the labels to verify: of the targets `names` and, unless `only`, what they need.
+
+        Raises:
+            UsageError: E0016, `since` is no commit; E0017, of a sample nothing is built.
+        """
+        from ftbuild import selection
+        from ftbuild.verification import Limits, Verifier
+
+        if everything:
+            self.check()
+        wanted = [*self.graph.targets] if everything else self.resolve(names)
+        labels = wanted if only else [t.label for t in self.graph.closure(wanted)]
+        if since is not None:
+            labels = selection.changed_since(self, since, labels)
+        if sample is not None and labels:
+            keys = Verifier(self, Limits(), events.ignore).keys(labels)
+            if not keys:
+                raise UsageError(
+                    "none of these targets is built, so there is nothing to verify",
+                    code="E0017",
+                    fix="`ftbuild make` builds them, `ftbuild pull` brings them",
+                )
+            labels = selection.sample(keys, sample)
+        return labels
+
+    def verify(
+        self,
+        labels: Sequence[str],
+        limits: "Limits",
+        on_event: events.OnEvent = events.ignore,
+        on_verified: "OnVerified | None" = None,
+    ) -> "list[Verified]":
+        """Run the actions of the targets `labels` again in a clean place; compare the outputs."""
+        from ftbuild.verification import Verifier
+
+        verifier = Verifier(self, limits, on_event)
+        return verifier.run(labels, on_verified or (lambda found: None))
+
+    def check_store(self) -> "Checked":
+        """Hash every object of the store; damaged ones are moved away, and mended if possible."""
+        supply = self.supply(self.warnings.append)
+        if supply is None:
+            return self.store.check()
+        owners: dict[Digest, tuple[Record, Entry]] = {}
+
+        def fetch(digest: Digest) -> bool:
+            if not owners:
+                owners.update(
+                    (e.digest, (r, e)) for r in self.store.records() for e in r.tree.entries
+                )
+            if digest not in owners:
+                return False
+            record, entry = owners[digest]
+            with suppress(MissingBlob):
+                supply.fetch(record, Tree((entry,)))
+                return True
+            return False
+
+        return self.store.check(fetch)
+
+    def lineage(self, name: str) -> "list[Step]":
+        """Return all steps from the sources to the artifact of `name`, which comes last.
+
+        Raises:
+            UsageError: it is not built, or no longer in the store.
+        """
+        from ftbuild import lineage
+
+        target, built = self._built(name)
+        return lineage.lineage(self, target.label, self._record(built, target.label))
 
     def doctor(self) -> "list[Finding]":
         """Return what is and is not as ftbuild needs it on this machine."""
@@ -423,7 +646,8 @@ class Project:
         return doctor.examine(self)
 
     def close(self) -> None:
-        """Let go of the store, and keep what was learned about files."""
+        """Let go of the stores, and keep what was learned about files."""
+        self.close_supply()
         if "store" in self.__dict__:
             try:
                 self.store.close()

@@ -99,6 +99,10 @@ class Registry:
             merged |= getattr(importlib.import_module(pack.package), "WORKER_ENVIRONMENT", {})
         return merged
 
+    def folders(self) -> list[str]:
+        """Return the folders of all packs."""
+        return [str(pack.folder) for pack in self._packs]
+
     @functools.cached_property
     def _packs(self) -> tuple[_Pack, ...]:
         from importlib.metadata import entry_points  # slow to import

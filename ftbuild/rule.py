@@ -21,13 +21,19 @@ import typing
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 
 from ftbuild.digest import Digest
+from ftbuild.docstrings import attribute_docstrings
 from ftbuild.errors import Place, RuleError
 from ftbuild.kinds import Artifact, Part
+
+if typing.TYPE_CHECKING:
+    from pydantic import GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
 
 # ---------------------------------------------------------------- what comes from outside
 
@@ -130,7 +136,6 @@ class Inputs(BaseModel):
         arbitrary_types_allowed=True,
         frozen=True,
         extra="forbid",
-        use_attribute_docstrings=True,
         protected_namespaces=(),
     )
 
@@ -141,12 +146,24 @@ class Params(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        use_attribute_docstrings=True,
         protected_namespaces=(),
         allow_inf_nan=False,
         # `1` for a text or `"3"` for a number is a slip that the user wants to hear of.
         strict=True,
     )
+    elsewhere: ClassVar[Mapping[str, str]] = {}
+    """Attributes that users look for here and that another rule has: name -> what to write."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: "CoreSchema", handler: "GetJsonSchemaHandler"
+    ) -> "JsonSchemaValue":
+        schema = handler(core_schema)
+        table = handler.resolve_ref_schema(schema)
+        for name, text in attribute_docstrings(cls).items():
+            if name in cls.model_fields:
+                table["properties"][name].setdefault("description", text)
+        return schema
 
 
 @dataclass(frozen=True)
@@ -160,7 +177,12 @@ class InputField:
     shape: Literal["one", "list", "table"]
     is_required: bool
     part: Part | None
-    help: str
+    owner: type[Inputs]
+
+    @property
+    def help(self) -> str:
+        """The docstring under the field."""
+        return attribute_docstrings(self.owner).get(self.name, "")
 
 
 class AttributeProblem(Exception):
@@ -232,6 +254,16 @@ class Context(Protocol):
         processes forked from this one; each is kept as soon as it is done.
         """
 
+    def once(self, function: Callable[[Path], Any], name: str, *, of: str) -> Path:
+        """Run `function(out)` if no earlier build has; return the read-only directory it wrote.
+
+        `name` tells it from others of the rule. It may read whatever the action may but the input
+        `of`, and all that stands in its key, as in that of a fragment.
+        """
+
+    def digest(self, source: Path) -> Digest:
+        """Return the digest of a file of a fragment or of an input; read only if not known."""
+
     def link(self, source: Path, name: str) -> None:
         """Put `source`, a file of a fragment or of an input, at `out / name` without a copy."""
 
@@ -268,7 +300,8 @@ class Rule:
     preload: tuple[str, ...] = ()
     """Modules which the warm parent imports before it forks a worker for this rule."""
     check: Check | None = None
-    """Called with the kinds of the inputs that are set and the params, before anything runs."""
+    """Called with the kinds of the inputs that are set (none of a source's) and the params, before
+    anything runs."""
     runs: Literal["worker", "process"] = "worker"
     cpus: Literal["one", "all"] = "one"
     """How many cores an action takes where its target does not say so."""
@@ -346,9 +379,7 @@ def _input_fields(inputs: type[Inputs]) -> dict[str, InputField]:
     hints = typing.get_type_hints(inputs, include_extras=True)
     for name, info in inputs.model_fields.items():
         kinds, outside, shape, part = _take_apart(hints[name])
-        fields[name] = InputField(
-            name, kinds, outside, shape, info.is_required(), part, info.description or ""
-        )
+        fields[name] = InputField(name, kinds, outside, shape, info.is_required(), part, inputs)
     return fields
 
 

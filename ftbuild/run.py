@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,27 +21,30 @@ from ftbuild.digest import Digest, canonical_json
 from ftbuild.errors import ActionError, MachineError, Problem, problems_from
 from ftbuild.graph import Edge, RuleFacts
 from ftbuild.history import log_of_failure
-from ftbuild.kinds import KINDS, missing_files
+from ftbuild.kinds import KINDS_BY_NAME, missing_files
 from ftbuild.lockfile import Lock, check_environment
+from ftbuild.redaction import Redactor, of_environment
 from ftbuild.registry import load_rule
 from ftbuild.rows import MAX_BYTES
+from ftbuild.sandbox import NETWORK_TAG, Sandbox, View
 from ftbuild.sources.resolver import Resolved, Resolver
 from ftbuild.store import disk
 from ftbuild.store.actions import Record
 from ftbuild.store.store import Store
 from ftbuild.store.trees import Tree
+from ftbuild.store.trust import Trust
 from ftbuild.workers import Exit, Workers
 
 if TYPE_CHECKING:
     from ftbuild.rule import Rule
 
-_KINDS = {kind.kind: kind for kind in KINDS}
 Ready = Mapping[tuple[str, str | None], tuple[Output, Tree, Path]]
 """The inputs of an action, laid out, by target and part."""
 
 _HOST = socket.gethostname()
 _PYTHON = ".".join(map(str, sys.version_info[:3]))
 _TAIL_LINES = 15
+_IN_SANDBOX = "it ran in a sandbox, which shows it its declared inputs alone, and no network"
 _LARGE_BYTES = 64 << 10
 """Smaller input files are copied rather than linked into an output; see Context.link."""
 
@@ -96,7 +100,11 @@ class Runner:
     """The file of the stat cache, which workers read too."""
     has_logs: bool
     """Whether earlier builds left logs of failures."""
-    _desks: threading.local = field(default_factory=threading.local)
+    sandbox: Sandbox | None = None
+    """Around each action, which then sees its declared inputs alone."""
+    trackers: tuple[str, ...] = ()
+    """From [run]; what they log lies in the folder `trackers` beside the logs."""
+    desks: threading.local = field(default_factory=threading.local)
     """A desk for each thread."""
     _rules: dict[str, "Rule"] = field(default_factory=dict)
 
@@ -116,9 +124,9 @@ class Runner:
             FtbuildError: the machine or the environment cannot run it.
         """
         check_environment(action.facts.pins, self.lock, action.target.label)
-        if not hasattr(self._desks, "desk"):
-            self._desks.desk = Desk(self.store.workspace())
-        desk: Desk = self._desks.desk
+        if not hasattr(self.desks, "desk"):
+            self.desks.desk = Desk(self.store.workspace())
+        desk: Desk = self.desks.desk
         out = self.store.workspace()
         try:
             return _Run(self, action, inputs, desk, out, cpus, gpus, on_event).go()
@@ -182,6 +190,8 @@ class _Run:
         self.result: dict[str, Any] = {"adopted": {}, "facts": {}, "fragments": None}
         self.problems: tuple[Problem, ...] = ()
         self.warnings: list[str] = []
+        self.published: list[Digest] = []
+        """Keys of the fragments that the worker recorded, where they are to be signed."""
 
     def go(self) -> Done:
         began = time.monotonic()
@@ -189,9 +199,12 @@ class _Run:
         try:
             runs = self._process if self.action.facts.runs == "process" else self._worker
             end = runs(log)
-            is_silent = os.fstat(log).st_size == 0
         finally:
+            is_silent = os.fstat(log).st_size == 0
             os.close(log)
+            if not is_silent:
+                self.secrets.file(self.desk.log)
+            self._sign_fragments()
         if end.status != 0 or self.problems:
             raise self._failure(end)
         self._check_sources()
@@ -207,19 +220,35 @@ class _Run:
             "label": self.action.target.label,
             "max_rss_bytes": end.max_rss_bytes,
             "is_reproducible": self.action.facts.is_reproducible,
-            "facts": self.result["facts"],
+            "facts": self.secrets.value(self.result["facts"]),
             "warnings": self.warnings,
             "log": log_digest,
             "sources": snapshots,
         }
-        record = Record(self.action.key, tree, None, self.action.document, provenance)
-        self.runner.store.publish(record)
+        store = self.runner.store
+        record = store.trust.sign(
+            Record(self.action.key, tree, None, self.action.document, provenance)
+        )
+        store.publish(record)
         if self.runner.has_logs:
             log_of_failure(self.runner.logs, self.action.target.label).unlink(missing_ok=True)
         if self.action.facts.runs == "worker":
             self.runner.store.drop_scratch(self.action.key)
         fragments = self.result["fragments"]
         return Done(record, tuple(fragments) if fragments else None, tuple(self.warnings))
+
+    @cached_property
+    def secrets(self) -> Redactor:
+        """What takes secrets out of all that the action says."""
+        return of_environment(name for _, name in self.action.target.variables)
+
+    def _sign_fragments(self) -> None:
+        """Sign what the worker has published: it has no key, since it runs code of others."""
+        store = self.runner.store
+        for key in self.published:
+            record = store.look_up(key)
+            if record is not None and record.signature is None:
+                store.publish(store.trust.sign(record))
 
     def _process(self, log: int) -> Exit:
         from ftbuild.worker import rule_inputs  # pydantic: only when a command runs here
@@ -234,7 +263,9 @@ class _Run:
             **command.environment,
             "out": str(self.out),
         }
-        return self.runner.workers.run_script(command.script, environment, self.desk.work, log)
+        view = self._view()
+        workers = self.runner.workers
+        return workers.run_script(command.script, environment, self.desk.work, log, view)
 
     def _worker(self, log: int) -> Exit:
         runner, action = self.runner, self.action
@@ -248,25 +279,76 @@ class _Run:
             "work": self.desk.work,
             "scratch": str(runner.store.scratch(action.key)),
             "cpus": self.cpus,
-            "environment": {**runner.shell.variables(self.desk.work), **_devices(self.gpus)},
+            "environment": {
+                **runner.shell.variables(self.desk.work),
+                **_devices(self.gpus),
+                **self._tracking(),
+            },
             "store": str(runner.store.root),
             "statcache": str(runner.statcache),
             "known": self._linkable(),
+            "trust": _trust_of_workers(runner.store.trust),
         }
+        view = self._view()
+        if view is not None and view.sandbox.bwrap is None:
+            document["guard"] = {"paths": view.paths(), "has_network": view.has_network}
         with open(self.desk.document, "w", encoding="utf-8") as file:
             json.dump(document, file)
+        if view is not None:
+            return runner.workers.run_alone(self.desk.document, view, log, self._hear)
         return runner.workers.run_worker(self.desk.document, action.facts.preload, log, self._hear)
+
+    def _tracking(self) -> dict[str, str]:
+        """Return the variables of trackers; theirs alone pass from the user's environment."""
+        runner = self.runner
+        if not runner.trackers:
+            return {}
+        own = tuple(f"{name.upper()}_" for name in runner.trackers)
+        return {
+            "FTBUILD_TRACKERS": " ".join(runner.trackers),
+            "FTBUILD_TRACKER_FOLDER": str(runner.logs.parent / "trackers"),
+            "FTBUILD_TRACKER_RUN": self.action.target.label.strip("/").replace("/", "-"),
+            **{name: value for name, value in runner.environment.items() if name.startswith(own)},
+        }
 
     def _hear(self, event: dict[str, Any]) -> None:
         if "done" in event:
             self.result = event["done"]
         elif "failed" in event:
-            self.problems = problems_from(event["failed"])
+            self.problems = problems_from(self.secrets.value(event["failed"]))
+        elif "published" in event:
+            self.published.append(event["published"])
         elif "warning" in event:
-            self.warnings.append(event["warning"])
-            self.on_event(event)
+            told = self.secrets.text(event["warning"])
+            self.warnings.append(told)
+            self.on_event({"warning": told})
         else:
             self.on_event(event)
+
+    def _view(self) -> View | None:
+        """Return what the action may see, if it runs in a sandbox."""
+        runner, action = self.runner, self.action
+        if runner.sandbox is None:
+            return None
+        blob = runner.resolver.store.blob_path
+        reads = [str(path) for _, _, path in self.inputs.values()]
+        for source in action.all_sources():
+            reads += [where or str(blob(digest)) for _, digest, where, _ in source.files]
+        if os.path.isdir(self.desk.sources):
+            reads.append(self.desk.sources)
+        writes = [str(self.out), self.desk.work]
+        if action.facts.runs == "worker":
+            reads += [self.desk.document, *_rule_files(runner.root, action.facts)]
+            # Fragments are found in the store and put there, so such a rule sees all of it.
+            writes += [str(runner.store.root), str(runner.store.scratch(action.key))]
+        return View(
+            runner.sandbox,
+            tuple(os.path.abspath(path) for path in reads),
+            tuple(writes),
+            self.desk.work,
+            has_network=NETWORK_TAG in action.target.tags,
+            has_gpus=bool(self.gpus),
+        )
 
     def _plain_inputs(self) -> dict[str, Any]:
         """Return the values of the rule's inputs, sources laid out privately, as plain data."""
@@ -283,7 +365,7 @@ class _Run:
         for name, found in self.action.sources.items():
             if isinstance(found, dict):
                 table = {k: self._plain_source(v, f"{name}/{k}") for k, v in found.items()}
-                is_list = "list" in self.action.target.sources[name]
+                is_list = "table" not in self.action.target.sources[name]
                 plain[name] = {"list": [*table.values()]} if is_list else {"table": table}
             else:
                 plain[name] = self._plain_source(found, name)
@@ -316,7 +398,7 @@ class _Run:
     def _ingest(self) -> Tree:
         tree = self.runner.store.put_tree(self.out, adopted=self.result["adopted"])
         target = self.action.target
-        missing = missing_files(_KINDS[target.kind], [e.path for e in tree.entries])
+        missing = missing_files(KINDS_BY_NAME[target.kind], [e.path for e in tree.entries])
         if missing:
             raise ActionError(
                 f"`{target.label}` ran, but its output has no {' and no '.join(missing)}",
@@ -340,6 +422,8 @@ class _Run:
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.desk.log, kept)
         problems = self.problems or (_died(label, end),)
+        if self.runner.sandbox is not None:
+            problems = tuple(replace(p, why=p.why or _IN_SANDBOX) for p in problems)
         with open(self.desk.log, encoding="utf-8", errors="replace") as file:
             tail = file.read().splitlines()[-_TAIL_LINES:]
         root = str(self.runner.store.root)
@@ -349,9 +433,32 @@ class _Run:
         return Failed(problems, tail)
 
 
+def _trust_of_workers(trust: Trust) -> dict[str, Any] | None:
+    """Return whose fragments a worker may believe, as plain data; None if everybody's."""
+    if trust.signer is None and not trust.is_required and not trust.trusted:
+        return None
+    own = [] if trust.signer is None else [trust.signer.public]
+    return {
+        "project": trust.project,
+        "trusted": [*trust.trusted, *own],
+        "is_required": trust.is_required,
+    }
+
+
 def slot_of(edge: Edge) -> tuple[str, str | None]:
     """Return by what an action finds an input: the target that made it, and which part of it."""
     return edge.label, edge.part
+
+
+def _rule_files(root: Path, facts: RuleFacts) -> list[str]:
+    """Return the files of the workspace that a rule of its own consists of."""
+    from ftbuild.rulefile import PRIVATE
+    from ftbuild.rulesource import source_digest
+
+    if not facts.module.startswith(PRIVATE):
+        return []
+    files = source_digest(root / facts.file, root)[1]
+    return [str(root / path.relative_to(root.resolve())) for path in files]
 
 
 def _devices(gpus: tuple[str, ...]) -> dict[str, str]:

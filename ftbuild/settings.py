@@ -4,12 +4,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ftbuild.signing import is_public
 from ftbuild.spans import Finding
 from ftbuild.units import parse_age, parse_size
 from ftbuild.wording import as_toml, did_you_mean, kind_of_value
 
 RESERVED = ("project", "run", "cache", "profile")
 """Names of tables that no rule may have."""
+
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+"""Programs that draw curves; an action starts those that `[run] trackers` names."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,12 @@ def _texts(example: str, help_text: str) -> Setting:
     return Setting("a list of texts", _are_texts, example, help_text, schema)
 
 
+def _flag(help_text: str) -> Setting:
+    return Setting(
+        "true or false", lambda v: type(v) is bool, "true", help_text, {"type": "boolean"}
+    )
+
+
 SETTINGS: dict[str, dict[str, Setting]] = {
     "project": {
         "name": _text("support-bot", "What the workspace is called in messages."),
@@ -65,9 +75,36 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             "How many actions run at the same time.",
             {"type": "integer", "minimum": 1},
         ),
+        "sandbox": _flag("Each action sees its declared inputs alone and has no network."),
+        "trackers": Setting(
+            f"a list of {', '.join(f'`{name}`' for name in TRACKERS)}",
+            lambda v: isinstance(v, list) and all(item in TRACKERS for item in v),
+            '["tensorboard"]',
+            "Where trainings log their curves too. A tracker that fails changes nothing.",
+            {"type": "array", "items": {"enum": list(TRACKERS)}},
+        ),
     },
     "cache": {
         "dir": _text("~/.cache/ftbuild", "The store's directory."),
+        "remote": Setting(
+            "an address or a list of addresses",
+            lambda v: _is_text(v) or _are_texts(v),
+            '"https://cache.example.org/ftbuild"',
+            "Remote stores, asked in this order: https://, s3://, gs://, az:// or a folder.",
+            {
+                "oneOf": [
+                    {"type": "string", "minLength": 1},
+                    {"type": "array", "items": {"type": "string", "minLength": 1}},
+                ]
+            },
+        ),
+        "remote_write": Setting(
+            "true or false",
+            lambda v: isinstance(v, bool),
+            "false",
+            "Whether results are sent to the remote stores; never from a job for a fork.",
+            {"type": "boolean"},
+        ),
         "max_size": Setting(
             "a size",
             lambda v: isinstance(v, str) and parse_size(v) is not None,
@@ -81,6 +118,17 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             '"30 d"',
             "`ftbuild gc` drops what was not used for so long.",
             {"type": "string", "examples": ["30 d"]},
+        ),
+        "trusted_keys": Setting(
+            "a list of public keys",
+            lambda v: isinstance(v, list) and all(map(is_public, v)),
+            '["ed25519:…"], as `ftbuild keys` prints it',
+            "Whose records are believed, besides those made here.",
+            {"type": "array", "items": {"type": "string", "pattern": "^ed25519:"}},
+        ),
+        "require_signed": _flag(
+            "A record that none of `trusted_keys` has signed counts as absent; by default so "
+            "where there are such keys."
         ),
     },
 }

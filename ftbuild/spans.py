@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ftbuild.errors import Place, Problem
+from ftbuild.redaction import of_environment
 from ftbuild.wording import as_key
 
 if TYPE_CHECKING:
@@ -77,8 +78,10 @@ def place(file: str, text: bytes, spot: Spot | None, *, within: str | None = Non
     lines = text.decode("utf-8", "replace").split("\n")
     raw = lines[spot.line - 1].rstrip("\r") if spot.line <= len(lines) else ""
     line: str | None = "".join(c if c == "\t" or c.isprintable() else "\ufffd" for c in raw)
+    # Before it is cut: half a password is one as well.
+    line = of_environment().masked(line or "")
     if len(raw) > _WIDEST_LINE:
-        line = None if spot.column > _WIDEST_LINE else raw[:_WIDEST_LINE] + "…"
+        line = None if spot.column > _WIDEST_LINE else line[:_WIDEST_LINE] + "…"
     width = min(spot.width, max(1, len(line or "") - spot.column + 1))
     return Place(file, spot.line, spot.column, line, width, within)
 

@@ -66,6 +66,17 @@ class RecordingContext:
             results.append(fragment)
         return results
 
+    def once(self, function: Callable[[Path], Any], name: str, *, of: str) -> Path:
+        """Run the function here."""
+        out = self.scratch.parent / f"once-{next(_counter)}"
+        out.mkdir(parents=True)
+        function(out)
+        return out
+
+    def digest(self, source: Path) -> Digest:
+        """Hash `source`."""
+        return hash_file(source)
+
     def link(self, source: Path, name: str) -> None:
         """Copy `source` to `out / name`."""
         (self.out / name).parent.mkdir(parents=True, exist_ok=True)

@@ -20,3 +20,5 @@ class View:
     """A JSON value: the answer to `--json`."""
     lines: tuple[tuple[Span, ...], ...] = field(default=())
     """The same for a person; text is shown as it is, never read as markup."""
+    distance: float | None = None
+    """Of a difference: the largest one between two numbers, if nothing but numbers differs."""

@@ -55,4 +55,5 @@ def call(module: str, function: str, artifacts: Sequence[Shown], arguments: Sequ
         error.exit_code = 2
         raise error
     view = answer["view"]
-    return View(view["data"], tuple(tuple(Span(**s) for s in line) for line in view["lines"]))
+    lines = tuple(tuple(Span(**s) for s in line) for line in view["lines"])
+    return View(view["data"], lines, view["distance"])

@@ -18,7 +18,7 @@ import socket
 import sys
 from contextlib import suppress
 from importlib import import_module
-from typing import overload
+from typing import NoReturn, overload
 
 _MESSAGE_BYTES = 65536
 _PR_SET_PDEATHSIG = 1
@@ -49,6 +49,11 @@ def main() -> int:
             _reap(engine, running)
 
 
+def run_alone(action: str, events: int) -> NoReturn:
+    """Run one action in this very process, which was started for it: in a sandbox."""
+    _become_worker(action, os.dup(1), events)
+
+
 def _serve(engine: socket.socket, running: dict[int, int]) -> bool:
     """Take one request and fork for it; False when the engine is gone."""
     data, descriptors, _, _ = socket.recv_fds(engine, _MESSAGE_BYTES, 2)
@@ -72,10 +77,11 @@ def _serve(engine: socket.socket, running: dict[int, int]) -> bool:
     return True
 
 
-def _become_worker(action: str, log: int, events: int) -> None:
+def _become_worker(action: str, log: int, events: int) -> NoReturn:
     status = 70
     try:
-        os.setsid()
+        if os.getpgrp() != os.getpid():
+            os.setsid()
         _die_with_parent()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -90,6 +96,11 @@ def _become_worker(action: str, log: int, events: int) -> None:
         os.chdir(document["work"])
         os.environ.update(document["environment"])
         from ftbuild import worker
+
+        if guarded := document.get("guard"):
+            from ftbuild.guard import watch
+
+            watch(guarded["paths"], has_network=guarded["has_network"])
 
         with os.fdopen(events, "w", encoding="utf-8") as stream:
             status = worker.run(document, stream)
@@ -155,4 +166,6 @@ def _tell(engine: socket.socket, message: dict[str, int]) -> None:
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if len(sys.argv) > 2:
+        run_alone(sys.argv[1], int(sys.argv[2]))
     sys.exit(main())

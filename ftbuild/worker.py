@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from ftbuild import keys
-from ftbuild.digest import Digest
+from ftbuild.digest import Digest, hash_file
 from ftbuild.errors import FtbuildError, Problem, RuleError
 from ftbuild.graph import RuleFacts
-from ftbuild.kinds import KINDS, Artifact
+from ftbuild.kinds import KINDS_BY_NAME, Artifact
 from ftbuild.registry import load_rule
 from ftbuild.rule import Fragment, Function, Piece, Rule, Source, SourceFile, Variable
 from ftbuild.store.actions import Record
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
-
-_KINDS = {kind.kind: kind for kind in KINDS}
+from ftbuild.store.trust import Trust
 
 
 def run(document: dict[str, Any], events: IO[str]) -> int:
@@ -75,7 +74,7 @@ def _input(plain: Any) -> Any:
         return tuple(_input(value) for value in plain["list"])
     if "artifact" in plain:
         kind, path, digest, label = plain["artifact"]
-        return _KINDS[kind](Path(path), Digest(digest), label)
+        return KINDS_BY_NAME[kind](Path(path), Digest(digest), label)
     if "source" in plain:
         files = tuple(
             SourceFile(Path(path), relative, Digest(digest), name)
@@ -133,6 +132,24 @@ class WorkerContext:
         if self._store is not None:
             self._store.close()
 
+    def once(self, function: Callable[[Path], Any], name: str, *, of: str) -> Path:
+        """Run `function(out)` if no earlier build has; return the directory that it wrote."""
+        store = self._open_store()
+        document = keys.fragment_document(
+            self._document["document"], of=of, function=name, identity=None
+        )
+        record = store.find(keys.action_key(document))
+        if record is None:
+            out = store.workspace()
+            function(out)
+            record = Record(keys.action_key(document), store.put_tree(out), None, document, {})
+            store.publish(record)
+        return self._fragment(record, was_built=False).path
+
+    def digest(self, source: Path) -> Digest:
+        """Return the digest of a file of a fragment or of an input; read only if not known."""
+        return self._digest(source) or hash_file(source)
+
     def link(self, source: Path, name: str) -> None:
         """Put `source` at `out / name`, without a copy where it is an object of the store."""
         target = self.out / name
@@ -159,8 +176,12 @@ class WorkerContext:
 
     def _open_store(self) -> Store:
         if self._store is None:
+            given = self._document["trust"]
+            trust = given and Trust(
+                given["project"], frozenset(given["trusted"]), given["is_required"]
+            )
             self._store = Store(
-                Path(self._document["store"]), StatCache(Path(self._document["statcache"]))
+                Path(self._document["store"]), StatCache(Path(self._document["statcache"])), trust
             )
         return self._store
 
@@ -187,6 +208,8 @@ class WorkerContext:
         for i, tree, value in self._run_pieces(function, todo, missing):
             record = Record(digests[i], tree, value, documents[i], {})
             store.publish(record)
+            if self._document["trust"]:
+                self._say(published=record.key)
             found[record.key] = record
             done += 1
             self.progress(done, len(todo))
@@ -251,7 +274,7 @@ def _run_piece(
 def artifact_from(plain: list[str]) -> Artifact:
     """Return an artifact from its plain form: kind, path, digest, label."""
     kind, path, digest, label = plain
-    return _KINDS[kind](Path(path), Digest(digest), label)
+    return KINDS_BY_NAME[kind](Path(path), Digest(digest), label)
 
 
 def main() -> int:

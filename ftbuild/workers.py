@@ -16,11 +16,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from ftbuild.errors import MachineError
+from ftbuild.sandbox import View
 from ftbuild.warm import kill_group, reap
 
 _SHELL = "/bin/sh"
@@ -49,12 +51,23 @@ class Workers:
         self._groups: set[int] = set()
         self._is_stopped = False
 
-    def run_script(self, script: str, environment: Mapping[str, str], work: str, log: int) -> Exit:
-        """Run a script of `sh -e` to its end in the folder `work`.
+    def run_script(
+        self,
+        script: str,
+        environment: Mapping[str, str],
+        work: str,
+        log: int,
+        view: View | None = None,
+    ) -> Exit:
+        """Run a script of `sh -e` in the folder `work`, or in a sandbox that shows it `view`.
 
         Raises:
             MachineError: E0705, the shell cannot be started.
         """
+        if view is not None:
+            with view.command([_SHELL, "-e", "-c", script]) as (command, folder, descriptors):
+                child = self._start(command, environment, folder, log, descriptors)
+            return self._end(child)
         # posix_spawn costs a third of subprocess.Popen, and cannot change the folder; what
         # stands before the script does, on its first line, so that its lines keep their numbers.
         argv = [_SHELL, "-e", "-c", f"cd {shlex.quote(work)}; unset OLDPWD; {script}"]
@@ -78,6 +91,57 @@ class Workers:
         self._forget(pid)
         return Exit(status, max_rss_bytes)
 
+    def run_alone(
+        self, action: str, view: View, log: int, on_event: Callable[[dict[str, Any]], None]
+    ) -> Exit:
+        """Run the action of the document `action` in a process of its own, in a sandbox.
+
+        Raises:
+            MachineError: E0705, the program cannot be started.
+        """
+        reading, writing = os.pipe()
+        argv = [sys.executable, "-m", "ftbuild.warm", action, str(writing)]
+        try:
+            with view.command(argv) as (command, folder, descriptors):
+                child = self._start(command, self._variables, folder, log, (writing, *descriptors))
+        finally:
+            os.close(writing)
+        _hear(reading, on_event)
+        return self._end(child)
+
+    @cached_property
+    def _variables(self) -> dict[str, str]:
+        return dict(self._environment())
+
+    def _start(
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        work: str,
+        log: int,
+        descriptors: Sequence[int],
+    ) -> "subprocess.Popen[bytes]":
+        try:
+            child = subprocess.Popen(
+                argv,
+                env=environment,
+                cwd=work,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=tuple(descriptors),
+                start_new_session=True,
+            )
+        except OSError as e:
+            raise MachineError(f"`{argv[0]}` cannot be started: {e.strerror}", code="E0705") from e
+        self._began(child.pid)
+        return child
+
+    def _end(self, child: "subprocess.Popen[bytes]") -> Exit:
+        child.returncode, max_rss_bytes = reap(child.pid)
+        self._forget(child.pid)
+        return Exit(child.returncode, max_rss_bytes)
+
     def run_worker(
         self,
         action: str,
@@ -97,10 +161,7 @@ class Workers:
         finally:
             os.close(writing)
         self._began(pid)
-        with os.fdopen(reading, encoding="utf-8") as events:
-            for line in events:
-                if line.endswith("\n"):
-                    on_event(json.loads(line))
+        _hear(reading, on_event)
         last = parent.next(replies)
         self._forget(pid)
         return Exit(last["status"], last["max_rss_bytes"])
@@ -108,7 +169,7 @@ class Workers:
     def _warm_parent(self) -> "WarmParent":
         with self._lock:
             if self._parent is None:
-                self._parent = WarmParent(self._environment(), self._directory)
+                self._parent = WarmParent(self._variables, self._directory)
             return self._parent
 
     def _began(self, pid: int) -> None:
@@ -134,6 +195,14 @@ class Workers:
         """End the warm parent."""
         if self._parent is not None:
             self._parent.close()
+
+
+def _hear(reading: int, on_event: Callable[[dict[str, Any]], None]) -> None:
+    """Hand on what an action says until its end of the pipe is closed."""
+    with os.fdopen(reading, encoding="utf-8") as events:
+        for line in events:
+            if line.endswith("\n"):
+                on_event(json.loads(line))
 
 
 Replies = SimpleQueue[dict[str, int]]

@@ -20,7 +20,7 @@ from ftbuild.graph import Graph
 from ftbuild.history import FOLDER, replace_file, workspace_folder
 
 _NAME = "graph.bin"
-_FORMAT = ("graph 2", __version__, sys.implementation.cache_tag)
+_FORMAT = ("graph 3", __version__, sys.implementation.cache_tag)
 _KEPT = 4
 
 
@@ -29,6 +29,8 @@ class Workspace:
     """A graph and the tables that stand beside it."""
 
     graph: Graph
+    name: str
+    """Of the project."""
     project_rules: tuple[str, ...]
     run: dict[str, Any]
     cache: dict[str, Any]
@@ -100,7 +102,9 @@ def _read(root: Path, request: Request, wanted: Sequence[str]) -> Workspace:
             files[str(root / name)] = hash_file(root / name)
         if facts.version is not None:
             stats[facts.file] = _stat(os.path.join(root, facts.file))
-    return Workspace(built, read.project.rules, read.run, read.cache, files, stats)
+    return Workspace(
+        built, read.project.name, read.project.rules, read.run, read.cache, files, stats
+    )
 
 
 def _stat(path: str) -> tuple[int, int]:
@@ -134,7 +138,15 @@ def _keep(root: Path, request: Request, workspace: Workspace) -> None:
     while len(answers) >= _KEPT:
         del answers[next(iter(answers))]
     w = workspace
-    answers[request] = (w.graph.to_plain(), w.project_rules, w.run, w.cache, w.files, w.stats)
+    answers[request] = (
+        w.graph.to_plain(),
+        w.name,
+        w.project_rules,
+        w.run,
+        w.cache,
+        w.files,
+        w.stats,
+    )
     try:
         data = marshal.dumps((_FORMAT, answers))
     except ValueError:  # a value that marshal has no form for, such as a TOML date

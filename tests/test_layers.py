@@ -20,9 +20,10 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. A module imports from its own line or a line above, inside functions too. Among
 # the imports that loading a file makes there is no cycle.
 LAYERS = """
-__version__ errors digest labels units
+__version__ redaction errors digest labels units docstrings signing
 kinds view rule wording rows
 store.*
+remote.*
 api testing
 root spans declaration settings tomlfile packages overlay matrix manifest
 nodes rulesource rulefile registry
@@ -31,11 +32,11 @@ keys lockfile usersettings
 sources.*
 action history plan locking
 events slots
-worker warm workers
-run
+guard sandbox worker warm workers
+run fetching
 executor
-outputs workspace viewing fastpath
-build project doctor
+outputs workspace viewing fastpath transfer
+build verification selection lineage project doctor
 ftbuild
 cli.* __main__
 """
@@ -45,6 +46,8 @@ ON_REQUEST = {
     ("ftbuild.sources.hub", "huggingface_hub"),
     ("ftbuild.sources.sql", "sqlalchemy"),
     ("ftbuild.sources.bucket", "fsspec"),
+    ("ftbuild.remote.bucket", "obstore"),
+    ("ftbuild.signing", "cryptography"),
 }
 
 # Of a rule pack's own modules and the standard library a rule file may import all.

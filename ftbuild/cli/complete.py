@@ -22,6 +22,7 @@ def labels(parsed_args: argparse.Namespace, **_: Any) -> Iterable[str]:
         profile=getattr(parsed_args, "profile", None),
         overrides=[],
         locked=False,
+        frozen=False,
         offline=True,
         jobs=None,
     )

@@ -15,6 +15,7 @@ from ftbuild.cli import terminal
 from ftbuild.cli.main import walk
 from ftbuild.cli.terminal import Line, plain
 from ftbuild.errors import FtbuildError, MachineError, Place
+from ftbuild.redaction import of_environment
 from ftbuild.view import Span
 
 _BROKEN_PIPE_EXIT = 128 + 13
@@ -123,7 +124,8 @@ def _write_report(error: BaseException, args: Sequence[str]) -> Path:
     if folder is None:
         name, folder = f"ftbuild-{name}", Path(tempfile.gettempdir())
     path = folder / name
-    path.write_text("\n".join(text), encoding="utf-8", errors="backslashreplace")
+    clean = of_environment().text("\n".join(text))
+    path.write_text(clean, encoding="utf-8", errors="backslashreplace")
     return path
 
 

@@ -120,6 +120,7 @@ def add_global_flags(parser: ArgumentParser) -> None:
     add("-k", "--keep-going", action="store_true", help="after a failure build what still can be")
     add("-n", "--dry-run", action="store_true", help="change nothing; say what would be done")
     add("--locked", action="store_true", help="refuse to change FTBUILD.lock")
+    add("--frozen", action="store_true", help="take FTBUILD.lock as it is; look nothing up")
     add("--offline", action="store_true", help="use no network")
     add("--profile", metavar="NAME", help="lay the tables of [profile.NAME] over the targets")
     add(
@@ -189,11 +190,18 @@ def open_project(options: Namespace) -> Iterator["Project"]:
     """Open the project around the folder, with the flags' profile, overrides and limits."""
     from ftbuild.project import Project
 
+    if options.locked and options.frozen:
+        raise UsageError(
+            "`--locked` and `--frozen` exclude each other",
+            code="E0020",
+            fix="--locked asks that FTBUILD.lock is up to date; --frozen does not ask",
+        )
     project = Project.open(
         directory_of(options),
         profile=options.profile,
         overrides=options.overrides,
         locked=options.locked,
+        frozen=options.frozen,
         offline=options.offline,
         jobs=options.jobs,
     )

@@ -10,7 +10,17 @@ from typing import Protocol, Self, TextIO
 
 from ftbuild.cli import render, terminal
 from ftbuild.cli.terminal import Line
-from ftbuild.events import Event, Finished, Progress, Started, Summary, Waiting, Warned, to_json
+from ftbuild.events import (
+    Event,
+    Finished,
+    Progress,
+    Sending,
+    Started,
+    Summary,
+    Waiting,
+    Warned,
+    to_json,
+)
 from ftbuild.view import Span
 
 _HEARTBEAT_S = 60.0  # CI systems end a job that is silent for ten minutes
@@ -108,6 +118,8 @@ class PlainReporter:
                 self._finished(event)
             elif isinstance(event, Warned):
                 self._warnings.append(event)
+            elif isinstance(event, Sending):
+                self._sending(event)
             elif isinstance(event, Summary):
                 self._summary(event)
 
@@ -120,6 +132,10 @@ class PlainReporter:
     def _waiting(self, event: Waiting) -> None:
         if self._detail >= Detail.CHANGES:
             self._line((Span(f"{event.label}: waits for another build that runs it"),))
+
+    def _sending(self, event: Sending) -> None:
+        if self._detail >= Detail.CHANGES:
+            self._line((Span(f"sending {render.plural(event.results, 'result')}"),))
 
     def _finished(self, event: Finished) -> None:
         self._since.pop(event.label, None)

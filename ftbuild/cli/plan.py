@@ -41,6 +41,8 @@ def show(options: Namespace, *, tells_pending: bool = False) -> int:
     """Print the plan for `options.targets`, as `make --dry-run` does too."""
     with open_project(options) as project:
         verdicts = project.plan(options.targets).verdicts
+        for text in project.warnings:
+            terminal.say(f"warning: {text}")
     if options.json:
         terminal.print_json({"targets": [_as_json(verdict) for verdict in verdicts]})
     else:

@@ -22,7 +22,7 @@ OUTCOME_STYLES = {
     "skipped": "yellow",
 }
 # Of these the detail says all; of the other kinds the word is part of the sentence.
-_SELF_EXPLAINING = ("new", "missing", "forced", "waits")
+_SELF_EXPLAINING = ("new", "missing", "untrusted", "forced", "waits")
 
 
 def duration(seconds: float) -> str:
@@ -121,6 +121,11 @@ def error_block(event: Finished) -> Iterator[Line]:
     yield plain(f"  log: ftbuild log {event.label}", "dim")
 
 
+def failure_lines(rendered: str) -> Iterator[Line]:
+    """Yield a rendered error, indented below the line that it is about."""
+    return ((Span("  "), *line) for line in error_lines(rendered))
+
+
 def log_lines(event: Finished) -> Iterator[Line]:
     """Yield the end of a failed action's log.
 
@@ -131,7 +136,8 @@ def log_lines(event: Finished) -> Iterator[Line]:
 
 def warning_line(event: Warned) -> Line:
     """Return `warning: helper: …`."""
-    return (Span("warning: ", "yellow"), Span(f"{event.label}: {one_line(event.text)}"))
+    about = f"{event.label}: " if event.label else ""
+    return (Span("warning: ", "yellow"), Span(f"{about}{one_line(event.text)}"))
 
 
 def summary_line(event: Summary) -> Line:
@@ -151,7 +157,11 @@ def summary_line(event: Summary) -> Line:
     for word, count, style in counts:
         if count or word == "built":
             line += [Span(", " if line else ""), Span(f"{word} {count}", style)]
+            if word == "fetched" and event.fetched_bytes:
+                line.append(Span(f" ({size(event.fetched_bytes)})"))
     line.append(Span(f" in {duration(event.seconds)}"))
     if event.saved_s >= 1:
         line.append(Span(f"; saved {duration(event.saved_s)}"))
+    if event.sent_bytes:
+        line.append(Span(f"; sent {size(event.sent_bytes)}"))
     return tuple(line)

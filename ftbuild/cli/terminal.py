@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ftbuild.redaction import Redactor, of_environment
 from ftbuild.view import Span
 
 if TYPE_CHECKING:
@@ -28,11 +29,22 @@ _RUNNER = re.compile(r"(?m)^[^\S\n]*(?=::)|#(?=#(?:\[|vso\[))")
 
 
 def visible(text: str) -> str:
-    """Return `text` with every character that could act on a terminal made readable.
+    """Return `text` without secrets, and with what could act on a terminal made readable.
 
     Line feeds and tabs stay; ESC becomes `^[`, U+009B becomes `<U+009B>`.
     """
-    return _ACTIVE.sub(lambda match: _name(match.group()), text)
+    return _ACTIVE.sub(lambda match: _name(match.group()), _redactor().text(text))
+
+
+@lru_cache(maxsize=1)
+def _redactor() -> Redactor:
+    return of_environment()
+
+
+@lru_cache(maxsize=1)
+def _has_escaped_secrets() -> bool:
+    """Say whether a secret looks otherwise in JSON, so that a search in that would miss it."""
+    return any(json.dumps(secret) != f'"{secret}"' for secret in _redactor().secrets)
 
 
 def one_line(text: str) -> str:
@@ -115,6 +127,8 @@ def plain(text: str, style: str = "") -> Line:
 def print_json(value: Any) -> None:
     """Print `value` as one line of JSON in ASCII, which no terminal and no runner acts on."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False)
+    if _redactor().text(text) != text or _has_escaped_secrets():
+        text = json.dumps(_redactor().value(value), ensure_ascii=True, allow_nan=False)
     # Only inside a string can these stand, where JSON has a second spelling for each.
     text = text.replace("\x7f", "\\u007f").replace("##", "#\\u0023")
     print(text, flush=True)

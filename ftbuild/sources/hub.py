@@ -1,5 +1,9 @@
 """`hf:ORG/NAME@REVISION`: files of a model on the Hugging Face hub, at one commit.
 
+`hf:datasets/ORG/NAME@REVISION?config=NAME&split=NAME` are the files of a dataset's split; of
+`split=train[:1%]` they lie in a folder `train[:1%]`, so that a part of a split has a key of its
+own, and whoever reads them knows which rows are meant.
+
 The lock holds the commit and the SHA-256 of each file. The hub tells that digest for large
 files; small ones are downloaded to know it.
 """
@@ -8,24 +12,40 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ftbuild.digest import Digest
 from ftbuild.errors import MachineError, UsageError
 from ftbuild.kinds import Part
 from ftbuild.lockfile import Pin, PinnedFile
+from ftbuild.sources import hub_dataset
 
-_FORM = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+_NAME = r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?"
+_FORM = re.compile(rf"hf:(?!datasets/){_NAME}")
+_DATASET = re.compile(rf"hf:datasets/{_NAME}(?:\?(?P<options>.*))?")
+_SPLIT = re.compile(r"(?P<split>[\w.-]+)(?P<part>\[-?\d*%?:-?\d*%?\])?")
+
+_CARD = "README.md"
+_OPTIONS = frozenset({"config", "split"})
 
 Keep = Callable[[Path], Digest]
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A model repository and a revision of it."""
+    """A repository and a revision of it."""
 
     name: str
     revision: str
+    kind: Literal["model", "dataset"] = "model"
+    config: str | None = None
+    split: str | None = None
+    part: str | None = None
+    """Of the split's rows: `[:1%]`."""
+
+    def placed(self, file: str) -> str:
+        """Return the path within the source of a file of the repository."""
+        return f"{self.split}{self.part}/{file}" if self.part else file
 
 
 def parse(spec: str) -> Repository:
@@ -34,6 +54,8 @@ def parse(spec: str) -> Repository:
     Raises:
         UsageError: E0420, it is not of the form above.
     """
+    if spec.startswith("hf:datasets/"):
+        return _parse_dataset(spec)
     match = _FORM.fullmatch(spec)
     if match is None:
         raise UsageError(
@@ -42,6 +64,35 @@ def parse(spec: str) -> Repository:
             fix="write hf:ORG/NAME or hf:ORG/NAME@REVISION",
         )
     return Repository(match["repo"], match["revision"] or "main")
+
+
+def _parse_dataset(spec: str) -> Repository:
+    match = _DATASET.fullmatch(spec)
+    pairs = [
+        pair.partition("=") for pair in ((match and match["options"]) or "").split("&") if pair
+    ]
+    options = {name: value for name, _, value in pairs}
+    split = _SPLIT.fullmatch(options.get("split", "train"))
+    if (
+        match is None
+        or split is None
+        or len(options) < len(pairs)
+        or not options.keys() <= _OPTIONS
+    ):
+        raise UsageError(
+            f"`{spec}` does not name a dataset of the hub",
+            code="E0420",
+            fix="write hf:datasets/ORG/NAME, with @REVISION, ?config=NAME or &split=train[:1%]",
+        )
+    named = split["split"] if "split" in options else None
+    return Repository(
+        match["repo"],
+        match["revision"] or "main",
+        "dataset",
+        options.get("config"),
+        named,
+        split["part"],
+    )
 
 
 def resolve(spec: str, part: Part | None, directory: Path, keep: Keep) -> Pin:
@@ -53,20 +104,27 @@ def resolve(spec: str, part: Part | None, directory: Path, keep: Keep) -> Pin:
     repository = parse(spec)
     info = _ask(
         spec,
-        lambda api: api.model_info(
+        lambda api: getattr(api, f"{repository.kind}_info")(
             repository.name, revision=repository.revision, files_metadata=True
         ),
     )
+    siblings = {sibling.rfilename: sibling for sibling in info.siblings}
+    wanted = sorted(name for name in siblings if part is None or part.holds(name))
+    if repository.kind == "dataset":
+        card: dict[str, Any] = {}
+        if _CARD in siblings:
+            card = _metadata(_download(spec, repository, info.sha, _CARD, directory))
+        wanted = hub_dataset.choose(
+            spec, wanted, card, config=repository.config, split=repository.split
+        )
     files = []
-    for sibling in sorted(info.siblings, key=lambda s: s.rfilename):
-        if part is not None and not part.holds(sibling.rfilename):
-            continue
-        if sibling.lfs is not None:
-            digest, size = Digest(sibling.lfs.sha256), sibling.lfs.size
+    for name in wanted:
+        if (large := siblings[name].lfs) is not None:
+            digest, size = Digest(large.sha256), large.size
         else:
-            path = _download(spec, repository.name, info.sha, sibling.rfilename, directory)
+            path = _download(spec, repository, info.sha, name, directory)
             digest, size = keep(path), path.stat().st_size
-        files.append(PinnedFile(sibling.rfilename, size, digest))
+        files.append(PinnedFile(repository.placed(name), size, digest))
     if not files:
         raise MachineError(f"`{spec}` holds no file that counts", code="E0422")
     return Pin(tuple(files), info.sha)
@@ -78,15 +136,30 @@ def fetch(spec: str, pin: Pin, file: PinnedFile, directory: Path) -> Path:
     Raises:
         MachineError: E0421, the hub cannot be reached.
     """
-    return _download(spec, parse(spec).name, str(pin.revision), file.path, directory)
+    repository = parse(spec)
+    name = file.path.removeprefix(repository.placed(""))
+    return _download(spec, repository, str(pin.revision), name, directory)
 
 
-def _download(spec: str, repo: str, commit: str, name: str, directory: Path) -> Path:
+def _download(spec: str, repository: Repository, commit: str, name: str, directory: Path) -> Path:
     from huggingface_hub import hf_hub_download
 
-    return Path(
-        _ask(spec, lambda _: hf_hub_download(repo, name, revision=commit, cache_dir=directory))
-    ).resolve()
+    def get(_: Any) -> Any:
+        return hf_hub_download(
+            repository.name,
+            name,
+            revision=commit,
+            repo_type=repository.kind,
+            cache_dir=directory,
+        )
+
+    return Path(_ask(spec, get)).resolve()
+
+
+def _metadata(card: Path) -> dict[str, Any]:
+    from huggingface_hub import metadata_load
+
+    return metadata_load(card) or {}
 
 
 def _ask(spec: str, question: Callable[[Any], Any]) -> Any:

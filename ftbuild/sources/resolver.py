@@ -8,7 +8,7 @@ from typing import Any
 
 from ftbuild import localfiles, queries, rulesource
 from ftbuild.digest import Digest, hash_value
-from ftbuild.errors import CorruptError, FtbuildError, MachineError
+from ftbuild.errors import CorruptError, DifferenceError, FtbuildError, MachineError
 from ftbuild.graph import RuleFacts, Target
 from ftbuild.kinds import Part
 from ftbuild.lockfile import Lock, Pin, PinnedFile
@@ -41,11 +41,16 @@ class Resolved:
         return [(relative, digest) for relative, digest, _, _ in self.files]
 
 
-class Unlocked(Exception):
+class Unlocked(DifferenceError):
     """A remote source is not in the lock, so no key can hold it yet."""
 
     def __init__(self, spec: str) -> None:
-        super().__init__(spec)
+        super().__init__(
+            f"`{spec}` is not in the lock",
+            code="E0504",
+            why="`--frozen` takes nothing that is not locked",
+            fix="run `ftbuild lock` and commit the file",
+        )
         self.spec = spec
 
 
@@ -64,6 +69,19 @@ def addresses(spec: Any) -> list[str]:
     if isinstance(spec, dict):
         return [] if queries.is_sqlite(spec) else [queries.address(spec)]
     return [spec] if scheme(spec) else []
+
+
+def addresses_of(target: Target) -> list[str]:
+    """Return by what the lock knows the remote sources of a target."""
+    return [address for _, spec in _specs(target) for address in addresses(spec)]
+
+
+def _specs(target: Target) -> Iterator[tuple[str, Any]]:
+    """Yield field and spec of each source that is no function."""
+    for name, shape in target.sources.items():
+        if shape.keys().isdisjoint(("function", "functions")):
+            [given] = shape.values()
+            yield name, list(given.values()) if "table" in shape else given
 
 
 @dataclass
@@ -100,6 +118,12 @@ class Resolver:
                 continue
             if "function" in shape:
                 found[name] = self.function(shape["function"], target.package)
+                continue
+            if "functions" in shape:
+                found[name] = {
+                    place: self.function(spec, target.package)
+                    for place, spec in _numbered(shape["functions"]).items()
+                }
                 continue
             several = shape["table"] if "table" in shape else _numbered(shape["list"])
             found[name] = {
@@ -213,7 +237,8 @@ class Resolver:
         if record is None:
             directory = self.store.workspace()
             sql.write_sqlite(path, table, directory / sql.NAME)
-            record = Record(key, self.store.put_tree(directory), None, document, {})
+            tree = self.store.put_tree(directory)
+            record = self.store.trust.sign(Record(key, tree, None, document, {}))
             self.store.publish(record)
         digest = record.tree.entries[0].digest
         return Resolved(table, ((sql.NAME, digest, None, f"{queries.shown(table)}"),))
@@ -232,11 +257,7 @@ class Resolver:
         """Yield the remote sources of `targets` that the lock does not hold."""
         seen = set()
         for target in targets.values():
-            for name, shape in target.sources.items():
-                if "function" in shape:
-                    continue
-                [given] = shape.values()
-                specs = list(given.values()) if "table" in shape else given
+            for name, specs in _specs(target):
                 for spec in addresses(specs):
                     if spec not in self.lock.sources and spec not in seen:
                         seen.add(spec)

@@ -9,7 +9,7 @@ here can also make a right `self`.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ftbuild.digest import Digest, canonical_json, hash_bytes, is_digest
@@ -18,6 +18,18 @@ from ftbuild.store.trees import Tree
 RECORD_FORMAT = 1
 _HEAD = b'{"self":"'
 _BODY = len(_HEAD) + 64 + 2
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Who vouches for a record."""
+
+    public: str
+    """The public key."""
+    project: str
+    """For which the record was made."""
+    value: str
+    """In base64; of what `trust.signed_bytes` returns."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,7 @@ class Record:
     """The key document: what was hashed to `key`."""
     provenance: dict[str, Any]
     """Who, where, when, how long; in no key."""
+    signature: Signature | None = None
 
 
 class DamagedRecord(ValueError):
@@ -45,16 +58,17 @@ def encode(record: Record) -> bytes:
         ValueError: a number in it is NaN or infinite.
         TypeError: something in it has no JSON form.
     """
-    body = canonical_json(
-        {
-            "format": RECORD_FORMAT,
-            "key": record.key,
-            "tree": record.tree.to_plain(),
-            "value": record.value,
-            "document": record.document,
-            "provenance": record.provenance,
-        }
-    )
+    plain = {
+        "format": RECORD_FORMAT,
+        "key": record.key,
+        "tree": record.tree.to_plain(),
+        "value": record.value,
+        "document": record.document,
+        "provenance": record.provenance,
+    }
+    if record.signature is not None:
+        plain["signature"] = asdict(record.signature)
+    body = canonical_json(plain)
     return _HEAD + hash_bytes(body).encode() + b'",' + body[1:]
 
 
@@ -78,4 +92,14 @@ def decode(data: bytes, key: Digest) -> Record:
     document, provenance = plain.get("document"), plain.get("provenance")
     if not isinstance(document, dict) or not isinstance(provenance, dict):
         raise DamagedRecord("its document or its provenance is missing")
-    return Record(key, tree, plain.get("value"), document, provenance)
+    signature = _signature(plain.get("signature"))
+    return Record(key, tree, plain.get("value"), document, provenance, signature)
+
+
+def _signature(plain: Any) -> Signature | None:
+    if plain is None:
+        return None
+    names = [field.name for field in fields(Signature)]
+    if not isinstance(plain, dict) or not all(isinstance(plain.get(name), str) for name in names):
+        raise DamagedRecord("its signature is none")
+    return Signature(**{name: plain[name] for name in names})

@@ -8,7 +8,7 @@ large ones unless the stat cache vouches for the inode.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -95,6 +95,23 @@ class Blobs:
         self._finish(staged, Entry("", "f", size, digest), "f")
         self._move(staged, digest)
         return digest
+
+    def receive(self, digest: Digest, blocks: Iterable[bytes | bytearray]) -> bool:
+        """Make what comes in `blocks` a blob if it has this digest; say whether it has.
+
+        What `blocks` raises is passed on, and leaves nothing behind.
+        """
+        staged = self._fresh()
+        try:
+            if disk.write_and_hash(staged, blocks) != digest:
+                disk.remove(staged)
+                return False
+            self._finish(staged, Entry("", "f", 0, digest), "f")
+        except BaseException:
+            disk.remove(staged)
+            raise
+        self._move(staged, digest)
+        return True
 
     def adopt(self, path: str, entry: Entry) -> None:
         """Make a large file a blob without copying it, or make it one with the blob there is.

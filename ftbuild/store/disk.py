@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
+from collections.abc import Iterable
 
 from ftbuild.digest import Digest
 from ftbuild.errors import MachineError, Place
@@ -60,7 +61,7 @@ def sync(path: str) -> None:
         os.close(descriptor)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | bytearray) -> None:
     """Write all of `data`, however little each write takes."""
     done = os.write(descriptor, data)
     while done < len(data):
@@ -84,6 +85,31 @@ def copy_and_hash(source: str, destination: str) -> tuple[Digest, int]:
         os.unlink(destination)
         raise
     return Digest(hasher.hexdigest()), size
+
+
+def write_and_hash(path: str, blocks: Iterable[bytes | bytearray]) -> Digest:
+    """Write `blocks` to a file that must not exist yet; return the digest of all of them.
+
+    A block is hashed while it is written, each half of the work by a thread of its own: either
+    takes some 0.8 s of a gigabyte.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    hasher = hashlib.sha256()
+    output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        with ThreadPoolExecutor(1) as beside:
+            for block in blocks:
+                if len(block) < SMALL_BYTES:
+                    hasher.update(block)
+                    write_all(output, block)
+                else:
+                    hashing = beside.submit(hasher.update, block)
+                    write_all(output, block)
+                    hashing.result()
+    finally:
+        os.close(output)
+    return Digest(hasher.hexdigest())
 
 
 def clone(source: str, destination: str) -> bool:

@@ -106,6 +106,8 @@ def collect(layout: Layout, policy: Policy, own: str | None) -> Collected:
     lost_trees = [t for t in trees.values() if t.name not in kept.trees and t.age_s > old]
     lost_blobs = [b for b in blobs.values() if b.name not in kept.blobs and b.age_s > old]
     others = [thing for thing in _others(layout, now, own) if thing.age_s > old]
+    in_use = {f"{key}.json" for key in policy.in_use}
+    others += [k for k in _known(layout, now) if k.age_s > old and k.name not in in_use]
     if not policy.dry_run:
         _remove_records(layout, lost_records)
         for thing in (*lost_trees, *lost_blobs, *others):
@@ -202,8 +204,17 @@ def _others(layout: Layout, now: float, own: str | None) -> Iterator[_Thing]:
             yield _Thing(entry.name, entry.path, _own_size(entry.path), age_s)
 
 
+def _known(layout: Layout, now: float) -> Iterator[_Thing]:
+    """Yield the records whose bytes are elsewhere, with the time since their last use."""
+    for path in _files(layout.folder("known")):
+        stat = os.lstat(path)
+        yield _Thing(os.path.basename(path), path, stat.st_size, now - stat.st_mtime)
+
+
 def _files(folder: str) -> Iterator[str]:
     """Return all paths two levels below a folder."""
+    if not os.path.isdir(folder):  # `known` of a store that an earlier ftbuild made
+        return
     for prefix in sorted(os.listdir(folder)):
         try:
             names = sorted(os.listdir(f"{folder}/{prefix}"))

@@ -4,6 +4,7 @@
     ROOT/v1/blobs/ab/<sha256>           bytes, never changed
     ROOT/v1/trees/ab/<digest>/…         laid-out directories of blobs
     ROOT/v1/actions/ab/<key>.json       records: their existence means the action is done
+    ROOT/v1/known/ab/<key>.json         records whose bytes a remote store has
     ROOT/v1/pending/<process>/<key>.json   records whose bytes are not on the disk yet
     ROOT/v1/tmp/<process>/…             unfinished files of one process
     ROOT/v1/scratch/<key>/…             checkpoints of unfinished actions
@@ -27,6 +28,7 @@ _FOLDERS = (
     "blobs",
     "trees",
     "actions",
+    "known",
     "pending",
     "tmp",
     "scratch",
@@ -54,6 +56,10 @@ class Layout:
     def action(self, key: Digest) -> str:
         """Return where the record of an action is, or would be."""
         return f"{self.base}/actions/{key[:2]}/{key}.json"
+
+    def known(self, key: Digest) -> str:
+        """Return where the record of an action is whose bytes are elsewhere, or would be."""
+        return f"{self.base}/known/{key[:2]}/{key}.json"
 
     def folder(self, name: str) -> str:
         """Return one of the folders of the store."""

@@ -9,7 +9,8 @@ import time
 from contextlib import suppress
 
 from ftbuild.digest import Digest
-from ftbuild.store.actions import DamagedRecord, Record, decode
+from ftbuild.store import disk
+from ftbuild.store.actions import DamagedRecord, Record, decode, encode
 from ftbuild.store.blobs import Blobs
 from ftbuild.store.layout import Layout
 from ftbuild.store.session import owner, place
@@ -49,6 +50,16 @@ class Lookup:
         except DamagedRecord:
             self._blobs.quarantine(path)
             return None
+
+    def keep_known(self, record: Record, staged: str) -> None:
+        """Remember a record whose bytes are elsewhere; `staged` names a private file."""
+        with suppress(OSError):  # it can be asked for again
+            disk.write_new(staged, encode(record))
+            disk.rename_into(staged, self._layout.known(record.key))
+
+    def known(self, key: Digest) -> Record | None:
+        """Return a record that was kept so; after a power cut it may be damaged, so absent."""
+        return self._read(self._layout.known(key), key)
 
     def _read_used(self, path: str, key: Digest) -> Record | None:
         try:

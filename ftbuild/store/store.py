@@ -13,7 +13,7 @@ appear whole or not at all. A record appears after its bytes. What is read is ve
 
 import os
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from functools import wraps
 from pathlib import Path
@@ -34,9 +34,11 @@ from ftbuild.store.leases import LockFile
 from ftbuild.store.lookup import Lookup
 from ftbuild.store.session import Session
 from ftbuild.store.statcache import StatCache
-from ftbuild.store.trees import Tree
+from ftbuild.store.trees import Entry, Tree
+from ftbuild.store.trust import Trust
 
 if TYPE_CHECKING:
+    from ftbuild.store.check import Checked, Fetch
     from ftbuild.store.gc import Collected
 
 P = ParamSpec("P")
@@ -61,14 +63,19 @@ def _in_words(method: Callable[P, R]) -> Callable[P, R]:
 class Store:
     """One opened store. Threads may share it; a forked child gets a session of its own."""
 
-    def __init__(self, root: Path, statcache: StatCache) -> None:
+    def __init__(self, root: Path, statcache: StatCache, trust: Trust | None = None) -> None:
         """Open the store at `root`, which is made if need be; waits while gc runs.
+
+        Without `trust` every record is believed, and none is signed.
 
         Raises:
             MachineError: it has a newer format, or cannot be made.
         """
         self.root = Path(os.path.abspath(root))
         self._statcache = statcache
+        self.trust = trust or Trust()
+        self.distrusted: dict[Digest, str] = {}
+        """Records that were found and not believed, and why."""
         self._layout = open_layout(self.root)
         self._locks = LockFile(f"{self._layout.folder('leases')}/lock")
         self._shared: int | None = leases.share(self._locks)
@@ -161,6 +168,43 @@ class Store:
         self._open()[1].add(digest)
         return digest
 
+    @_in_words
+    def receive(self, digest: Digest, blocks: Iterable[bytes | bytearray]) -> bool:
+        """Make what comes in `blocks` a blob if it has this digest; say whether it has.
+
+        It is durable with the record that is published next.
+        """
+        is_right = self._blobs.receive(digest, blocks)
+        if is_right:
+            self._open()[1].add(digest)
+        return is_right
+
+    def intact_blob(self, entry: Entry) -> Path | None:
+        """Return where the bytes of a file are, verified; None if they are not there."""
+        try:
+            is_intact = self._blobs.is_intact(entry.digest, entry.size)
+        except OSError:
+            return None
+        return self.blob_path(entry.digest) if is_intact else None
+
+    def has_bytes(self, record: Record) -> bool:
+        """Say whether each file of a record is there, by its size."""
+        return self._lookup.has_bytes(record)
+
+    def keep_known(self, record: Record) -> None:
+        """Remember a record whose bytes a remote store has."""
+        self._lookup.keep_known(record, self._fresh())
+
+    def forget_known(self, key: Digest) -> None:
+        """Forget a record that was kept so."""
+        with suppress(OSError):
+            os.unlink(self._layout.known(key))
+
+    def known(self, key: Digest) -> Record | None:
+        """Return a record that was kept so, if it is trusted."""
+        record = self._lookup.known(key)
+        return record if record is not None and self.trust.objection(record) is None else None
+
     def blob_path(self, digest: Digest) -> Path:
         """Return where the blob is, or would be; its bytes are not verified."""
         return Path(self._layout.blob(digest))
@@ -179,7 +223,21 @@ class Store:
         disk.remove(self._layout.tree(digest))
 
     def find(self, key: Digest) -> Record | None:
-        """Return the record of an action if it was done and its bytes are there by size."""
+        """Return the record of an action if it was done and its bytes are there by size.
+
+        A record that is not trusted counts as absent, and is noted in `distrusted`.
+        """
+        record = self.look_up(key)
+        if record is None:
+            return None
+        objection = self.trust.objection(record)
+        if objection is not None:
+            self.distrusted[key] = objection
+            return None
+        return record
+
+    def look_up(self, key: Digest) -> Record | None:
+        """Return the record of an action as `find` does, whoever made it."""
         if self._journal is not None:
             record = self._journal.known.get(key)
             if record is not None:
@@ -187,10 +245,15 @@ class Store:
         return self._lookup.find(key, None if self._session is None else self._session.name)
 
     def has_record(self, key: Digest) -> bool:
-        """Say whether an action was done, by the name of its record alone; nothing is read."""
+        """Say whether an action was done, by the name of its record alone; nothing is read.
+
+        Where signatures are required the record is read.
+        """
+        if self.trust.is_required:
+            return self.find(key) is not None or self.known(key) is not None
         if self._journal is not None and key in self._journal.known:
             return True
-        return os.path.exists(self._layout.action(key))
+        return os.path.exists(self._layout.action(key)) or os.path.exists(self._layout.known(key))
 
     @_in_words
     def publish(self, record: Record) -> None:
@@ -286,6 +349,23 @@ class Store:
                 self._journal.forget()
             leases.leave(self._locks, held)
             self._shared = leases.share(self._locks)
+
+    @_in_words
+    def check(self, fetch: "Fetch | None" = None) -> "Checked":
+        """Hash every object; damaged ones are moved to quarantine/ and mended if possible.
+
+        `fetch` brings a blob from elsewhere and says whether that worked.
+        """
+        from ftbuild.store.check import Checker
+
+        self.flush()
+        return Checker(self._layout, self._blobs, self.trust, fetch).run()
+
+    def records(self) -> Iterator[Record]:
+        """Yield every whole record, whoever made it."""
+        from ftbuild.store.check import records
+
+        return records(self._layout)
 
     def _exclude(self, wait_s: float) -> int:
         if self._shared is not None:

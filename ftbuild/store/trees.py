@@ -48,6 +48,11 @@ class Tree:
                 cut = entry.path.rfind("/", 0, cut)
         return tuple(sorted(found))
 
+    @property
+    def paths(self) -> list[str]:
+        """The paths of its files."""
+        return [entry.path for entry in self.entries]
+
     @cached_property
     def size(self) -> int:
         """How many bytes all its files have."""

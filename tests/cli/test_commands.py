@@ -120,6 +120,8 @@ def test_make_json_is_one_event_a_line_as_the_contract_says(toy: Toy) -> None:
         "failed": 0,
         "skipped": 0,
         "cut_off": 0,
+        "fetched_bytes": 0,
+        "sent_bytes": 0,
     }
 
 

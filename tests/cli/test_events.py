@@ -97,6 +97,8 @@ def test_events_of_no_single_target_have_the_label_null() -> None:
         "cut_off": 1,
         "seconds": 6.5,
         "saved_s": 70.0,
+        "fetched_bytes": 0,
+        "sent_bytes": 0,
     }
 
 

@@ -27,8 +27,8 @@ from ftbuild.cli.main import COMMANDS
             "  fix: `ftbuild --help` lists the commands\n",
         ),
         (
-            ["verify"],  # comes with its own issue, so it is not there and not in the help
-            "error[E0001]: there is no command `verify`\n"
+            ["sync"],
+            "error[E0001]: there is no command `sync`\n"
             "  fix: `ftbuild --help` lists the commands\n",
         ),
         (

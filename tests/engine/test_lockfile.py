@@ -299,3 +299,116 @@ def test_raised_version_of_a_rule_is_noted(toys: Space) -> None:
     toys.edit("rules/toys.py", "version=3", "version=4")
     toys.make("tuned")
     assert lockfile.read(toys.root).rules == {"tune": 4}
+
+
+def test_lock_drops_what_no_target_needs(toys: Space) -> None:
+    before = lockfile.read(toys.root)
+    unused = Lock({"left": "1"}, {"gone": 1}, {"hf:org/gone": Pin((), "c0ffee")})
+    lockfile.write(
+        toys.root,
+        Lock(
+            {**before.libraries, **unused.libraries}, {**before.rules, **unused.rules},
+            unused.sources,
+        ),
+    )  # fmt: skip
+    with toys.open() as project:
+        assert project.lock(check=True) == [
+            "library left: 1 → absent",
+            "rule gone: 1 → absent",
+            "source hf:org/gone: c0ffee → absent",
+        ]
+        project.lock()
+    assert lockfile.read(toys.root) == before
+
+
+def test_lock_keeps_what_only_a_profile_needs(space: Space) -> None:
+    space.manifest(
+        '[keep.lines]\nsource = "raw.txt"\n\n'
+        '[profile.other.lines]\nsource = "https://example.org/rows.txt"\n',
+        toys=True,
+    )
+    space.write("raw.txt", "a\n")
+    pin = Pin((PinnedFile("file.txt", 1, A),))
+    lockfile.write(space.root, Lock({}, {}, {"https://example.org/rows.txt": pin}))
+    with space.open() as project:
+        assert project.lock() == []
+
+
+def test_upgrade_of_everything_keeps_what_is_not_installed(toys: Space) -> None:
+    pin_version(toys, "pydantic", "1.0.0")
+    toys.edit("rules/toys.py", 'pins=("rich", "pydantic")', 'pins=("rich", "no-such-library")')
+    toys.edit("FTBUILD.lock", "[libraries]\n", '[libraries]\nno-such-library = "7"\n')
+    with toys.open() as project:
+        assert project.lock(upgrade_all=True) == [
+            f"library pydantic: 1.0.0 → {installed('pydantic')}"
+        ]
+
+
+def test_upgrade_of_a_library_that_is_not_installed(toys: Space) -> None:
+    toys.edit("FTBUILD.lock", "[libraries]\n", '[libraries]\nno-such-library = "7"\n')
+    with toys.open() as project, pytest.raises(DifferenceError) as caught:
+        project.lock(["no-such-library"])
+    assert caught.value.render() == (
+        "error[E0511]: `no-such-library` is to be locked as it is installed, and it is not "
+        "installed\n  fix: pip install 'no-such-library', then lock again"
+    )
+
+
+def test_all_libraries_that_differ_are_named_at_once(toys: Space) -> None:
+    pin_version(toys, "pydantic", "1.0.0")
+    pin_version(toys, "rich", "2.0.0")
+    with pytest.raises(DifferenceError) as caught:
+        lockfile.check_environment(["rich", "pydantic"], lockfile.read(toys.root), "tuned")
+    assert [p.what.partition(" (")[0] for p in caught.value.problems] == [
+        "`tuned` has to run with rich 2.0.0",
+        "`tuned` has to run with pydantic 1.0.0",
+    ]
+
+
+def test_frozen_builds_from_the_lock_as_it_is(toys: Space) -> None:
+    toys.edit("rules/toys.py", "version=3", "version=4")
+    assert toys.failed("tuned", locked=True).startswith("exit 3\nerror[E0502]: ")
+    before = (toys.root / "FTBUILD.lock").read_bytes()
+    assert "tuned" in toys.make("tuned", frozen=True)
+    assert (toys.root / "FTBUILD.lock").read_bytes() == before
+
+
+def test_frozen_takes_nothing_that_is_not_locked(toys: Space) -> None:
+    toys.edit("FTBUILD.lock", f'pydantic = "{installed("pydantic")}"\n', "")
+    toys.write("raw.txt", "b\n")
+    result = toys.build("shout", frozen=True)
+    assert (result.exit_code, result.built, result.failed) == (3, ("lines",), ("shout",))
+    assert toys.finished("shout").error == (
+        "error[E0504]: `shout` needs the library `pydantic`, and `FTBUILD.lock` does not hold it\n"
+        f"  why: pydantic {installed('pydantic')} is installed, but `--frozen` takes nothing that "
+        "is not locked\n  fix: run `ftbuild lock` and commit the file"
+    )
+    (toys.root / "FTBUILD.lock").unlink()
+    assert toys.failed(frozen=True) == (
+        "exit 3\nerror[E0504]: there is no `FTBUILD.lock`, and `--frozen` takes nothing that is "
+        "not locked\n  fix: run `ftbuild lock` and commit the file"
+    )
+
+
+def test_frozen_source_that_is_not_locked_fails_its_target_alone(space: Space) -> None:
+    space.manifest(
+        '[keep.lines]\nsource = "raw.txt"\n\n[keep.far]\nsource = "https://example.org/x.txt"\n',
+        toys=True,
+    )
+    space.write("raw.txt", "a\n")
+    space.write("FTBUILD.lock", "version = 1\n")
+    result = space.build("lines", "far", frozen=True, keep_going=True)
+    assert (result.exit_code, result.built, result.failed) == (3, ("lines",), ("far",))
+    assert space.finished("far").error == (
+        "error[E0504]: `https://example.org/x.txt` is not in the lock\n"
+        "  why: `--frozen` takes nothing that is not locked\n"
+        "  fix: run `ftbuild lock` and commit the file"
+    )
+
+
+def test_small_change_is_a_small_difference_of_the_text() -> None:
+    one = PinnedFile("b/c.bin", 93_000_001, A)
+    moved = WHOLE.with_source("hf:org/name@main", Pin((one, PinnedFile("a.json", 2, A)), "c0ffef"))
+    old, new = LOCK.splitlines(), lockfile.to_toml(moved).splitlines()
+    changed = [line for line, was in zip(new, old, strict=True) if line != was]
+    assert changed == ['revision = "c0ffef"', "size = 93000001", f'sha256 = "{A}"']

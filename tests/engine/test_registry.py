@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ftbuild.docstrings import attribute_docstrings
 from ftbuild.errors import ManifestError, UsageError
 from ftbuild.registry import Registry, load_rule
 
@@ -54,7 +55,7 @@ def test_one_file_of_a_project_holds_several_rules(tmp_path: Path) -> None:
     assert {"loud", "quiet"} <= set(registry.names())
     assert registry.problems() == []
     assert registry.rule("loud").help == "Raise a text."
-    assert registry.rule("loud").params.model_fields["mark"].description == "What ends each line."
+    assert attribute_docstrings(registry.rule("loud").params)["mark"] == "What ends each line."
 
 
 def test_the_facts_of_a_rule_without_a_version_hold_its_source(tmp_path: Path) -> None:

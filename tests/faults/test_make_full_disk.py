@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.fault_report import report
 from faults.test_store_full_disk import mount, remount, unmount
 from store_kit import corrupt_blobs, records_without_bytes
 
@@ -90,7 +91,8 @@ def test_full_disk_is_told_and_what_is_finished_stays(tmp_path: Path) -> None:
     inodes = [f"size=64m,nr_inodes={count}" for count in range(6, 66, 12)]
     for number, limit in enumerate([*sizes, *inodes]):
         at_limit(tmp_path / str(number), limit, found)
-    print(f"full disk of a build: {len(sizes + inodes)} limits, {found}")
+    bad = len(found.corrupt) + len(found.redone)
+    report("4", "full disk, of a whole build", fired=found.full, bad=bad)
     assert found.full > 9
     assert found.in_a_command > 2
     assert (found.corrupt, found.redone) == ([], [])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.fault_report import report
 from faults.store_faults import ENVIRONMENT
 from ftbuild.errors import MachineError
 from ftbuild.store.statcache import StatCache
@@ -106,7 +107,7 @@ def _sweep(directory: Path, limits: list[str]) -> tuple[int, int, list[str]]:
 def test_full_disk_loses_nothing_at_any_size(tmp_path: Path, disk: Path) -> None:
     limits = [f"size={kib}k" for kib in range(20, 720, 20)]
     full, wrong, redone = _sweep(tmp_path / "sweep", limits)
-    print(f"full disk: {len(limits)} sizes, {full} full, {wrong} corrupt, redone {redone}")
+    report("4", "full disk, of the store", fired=full, bad=wrong + len(redone))
     assert full > 20
     assert (wrong, redone) == (0, [])
 
@@ -114,7 +115,7 @@ def test_full_disk_loses_nothing_at_any_size(tmp_path: Path, disk: Path) -> None
 def test_disk_without_inodes_loses_nothing_at_any_count(tmp_path: Path, disk: Path) -> None:
     limits = [f"size=64m,nr_inodes={count}" for count in range(6, 90, 6)]
     full, wrong, redone = _sweep(tmp_path / "sweep", limits)
-    print(f"no inodes: {len(limits)} counts, {full} full, {wrong} corrupt, redone {redone}")
+    report("5", "no inodes left, of the store", fired=full, bad=wrong + len(redone))
     assert full > 8
     assert (wrong, redone) == (0, [])
 

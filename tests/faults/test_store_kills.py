@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.fault_report import report
 from faults.store_faults import (
     STRACE,
     Outcome,
@@ -38,6 +39,10 @@ def _sweep(tmp_path: Path, chosen: list[Point], what: str, variant: str = "") ->
     return outcome
 
 
+def _harm(outcome: Outcome) -> int:
+    return outcome.corrupt + outcome.redone + outcome.failed + outcome.different
+
+
 def _report(name: str, outcome: Outcome, total: int) -> None:
     print(f"{name}: {total} points; {outcome}", *outcome.details, sep="\n")
 
@@ -47,6 +52,7 @@ def test_kill_at_any_point_corrupts_nothing_and_redoes_nothing(tmp_path: Path) -
     chosen = sample(found, 72)
     outcome = _sweep(tmp_path, chosen, "signal=SIGKILL")
     _report("kill", outcome, len(found))
+    report("1", "kill -9 at a call of the store", fired=outcome.fired, bad=_harm(outcome))
     assert len(found) > 100
     expected = Outcome(planned=len(chosen), fired=len(chosen))
     assert (str(outcome), outcome.details) == (str(expected), [])
@@ -62,6 +68,7 @@ def test_kill_sweep_turns_red_on_a_broken_store(tmp_path: Path, variant: str) ->
         chosen = [point for point in found if point.call == "rename"][3:]
     outcome = _sweep(tmp_path, chosen[:8], "signal=SIGKILL", variant)
     _report(variant, outcome, len(found))
+    report("1", "kill -9 at a call of the store", control_red=outcome.corrupt > 0)
     assert outcome.fired == outcome.planned > 2
     assert outcome.corrupt > 0
 
@@ -80,6 +87,7 @@ def test_failing_call_is_told_in_words_and_corrupts_nothing(tmp_path: Path, erro
     chosen = sample(found, 28)
     outcome = _sweep(tmp_path, chosen, f"error={error}")
     _report(error, outcome, len(found))
+    report("6", f"{error} of a call of the store", fired=outcome.fired, bad=_harm(outcome))
     expected = Outcome(planned=len(chosen), fired=len(chosen))
     assert (str(outcome), outcome.details) == (str(expected), [])
 
@@ -108,7 +116,7 @@ def test_failed_fsync_records_nothing(tmp_path: Path) -> None:
         assert records_without_bytes(directory / "store") == []
         assert run_writer(directory).returncode == 0
         assert is_complete(directory)
-    print(f"fsync: planned {len(found)}, fired {num_fired}")
+    report("7", "EIO of fsync and syncfs", fired=num_fired, bad=0)
     assert num_fired == len(found)
 
 

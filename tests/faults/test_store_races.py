@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.fault_report import report
 from faults.store_faults import ENVIRONMENT
 from faults.store_racer import ROUNDS
 from store_kit import corrupt_blobs, records_without_bytes
@@ -76,6 +77,9 @@ def _read_all(base: Path, race: Race) -> None:
 def test_racing_processes_tear_nothing(tmp_path: Path, mode: str) -> None:
     race = _race(tmp_path / "race", mode)
     root = tmp_path / "race" / "store"
+    fault = f"eight processes and a hashing reader, {mode}"
+    row = "19" if mode == "locks" else "20"
+    report(row, fault, fired=race.reads, bad=race.torn + race.failed)
     assert (race.torn, race.failed) == (0, 0)
     assert race.reads > 300
     assert (corrupt_blobs(root), records_without_bytes(root)) == ([], [])
@@ -90,4 +94,7 @@ def test_racing_processes_tear_nothing(tmp_path: Path, mode: str) -> None:
 
 def test_reader_sees_blobs_that_are_written_in_place(tmp_path: Path) -> None:
     race = _race(tmp_path / "race", "in place")
+    for row, mode in (("19", "locks"), ("20", "no locks")):
+        fault = f"eight processes and a hashing reader, {mode}"
+        report(row, fault, control_red=race.torn > 0)
     assert race.torn > 0

@@ -5,6 +5,7 @@ never inferred: the bytes depend on the rows alone, readers map them into memory
 `datasets.load_dataset(directory, split="train")` opens them in their order.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,36 @@ def read_rows(directory: Path, *, columns: Sequence[str] | None = None) -> Itera
         table = read_table(path)
         for batch in (table.select(columns) if columns else table).to_batches(max_chunksize=256):
             yield from batch.to_pylist()
+
+
+def rows_of(table: Any) -> list[dict[str, Any]]:
+    """Return the rows of a table; a key of a message that is null is no key."""
+    import pyarrow as pa
+
+    columns = {}
+    for name in table.column_names:
+        column = table.column(name).combine_chunks()
+        is_structs = pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type)
+        columns[name] = _lists(column) if is_structs else column.to_pylist()
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _lists(column: Any) -> list[list[dict[str, Any]]]:
+    """Return lists of objects; made column by column, for most of the columns are empty."""
+    flat = column.flatten()
+    values = [
+        (flat.type.field(place).name, child.to_pylist(), child.null_count > 0)
+        for place, child in enumerate(flat.flatten())
+        if child.null_count < len(child)
+    ]
+    items: list[dict[str, Any]] = [{} for _ in range(len(flat))]
+    for name, found, is_sparse in values:
+        for item, value in zip(items, found, strict=True):
+            if not is_sparse or value is not None:
+                item[name] = value
+    lengths = column.value_lengths().to_pylist()
+    ends = itertools.accumulate(lengths, initial=0)
+    return [items[at : at + length] for at, length in zip(ends, lengths, strict=False)]
 
 
 def shard_paths(directory: Path) -> list[Path]:

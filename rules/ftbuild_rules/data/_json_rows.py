@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from ftbuild.api import Place, RuleError
 from ftbuild_rules.data import _rows
 from ftbuild_rules.data._json import RefusedError, decoder
-from ftbuild_rules.data._rows import Row, lines, not_utf8, too_long
+from ftbuild_rules.data._rows import Readable, Row, lines, not_utf8, too_long
 
 _BLOCK_BYTES = 1 << 20
 _SNIPPET_CHARACTERS = 100
@@ -38,7 +38,7 @@ def json_rows(binary: io.BufferedReader, name: str, *, is_lines: bool) -> Iterat
     if mark == b"[":
         yield from _array_rows(binary, name, start)
     elif is_lines:
-        yield from _line_rows(binary, name, start)
+        yield from line_rows(binary, name, start)
     else:
         yield from _object_rows(binary, name, start)
 
@@ -56,7 +56,8 @@ def _skip_blank(binary: io.BufferedReader) -> tuple[int, bytes]:
     return line, b""
 
 
-def _line_rows(binary: BinaryIO, name: str, start: int) -> Iterator[Row | RuleError]:
+def line_rows(binary: Readable, name: str, start: int = 1) -> Iterator[Row | RuleError]:
+    """Yield the rows of `binary`, one a line; its first line has the number `start`."""
     for number, raw in lines(binary, name, start=start):
         try:
             text = raw.decode()

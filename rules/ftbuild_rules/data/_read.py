@@ -20,10 +20,10 @@ from ftbuild_rules.data._plain_text import SampleBy, text_rows
 from ftbuild_rules.data._rows import Row
 from ftbuild_rules.data._streams import COMPRESSED, decompressed, decompression_errors, opened
 
-_LINES = (".jsonl", ".ndjson")
+LINES = (".jsonl", ".ndjson")
 _ARROW = (".arrow", ".feather", ".ipc")
 _TEXT = (".txt", ".text", ".md")
-_TABLES = (*_LINES, ".csv", ".tsv", ".parquet", *_ARROW)
+_TABLES = (*LINES, ".csv", ".tsv", ".parquet", *_ARROW)
 _KNOWN = (*_TABLES, ".json", *_TEXT, *ARCHIVES)
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".npy", ".npz")
 _SAVED = "state.json"
@@ -138,7 +138,7 @@ def _table_rows(
         return arrow_rows(binary, name)
     if kind in _TEXT:
         return text_rows(binary, name, reading.sample_by)
-    return json_rows(binary, name, is_lines=kind in _LINES)
+    return json_rows(binary, name, is_lines=kind in LINES)
 
 
 def _kind(name: str) -> str | None:

@@ -6,7 +6,7 @@ raises a `RuleError` where nothing after it can be read.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 from ftbuild.api import Place, RuleError
 
@@ -22,7 +22,14 @@ class Row:
     value: dict[str, Any]
 
 
-def lines(binary: BinaryIO, name: str, *, start: int = 1) -> Iterator[tuple[int, bytes]]:
+class Readable(Protocol):
+    """A stream that is read by lines."""
+
+    def readline(self, limit: int, /) -> bytes:
+        """Return the next line, or `limit` bytes of it; nothing at the end."""
+
+
+def lines(binary: Readable, name: str, *, start: int = 1) -> Iterator[tuple[int, bytes]]:
     """Yield each line with its number; memory holds one.
 
     Raises:

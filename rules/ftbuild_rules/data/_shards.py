@@ -92,10 +92,25 @@ def cut(rows: Iterable[SizedRow]) -> Iterator[list[SizedRow]]:
     for row in rest:
         head.append(row)
         head_bytes += row.size_bytes
-        if len(head) > SMALL_ROWS or head_bytes > SMALL_BYTES:
+        if not is_small(len(head), head_bytes):
             yield from _cut(chain(head, rest), COARSE)
             return
     yield from _cut(head, FINE)
+
+
+def is_small(rows: int, size_bytes: int) -> bool:
+    """Say whether so many rows are cut finely."""
+    return rows <= SMALL_ROWS and size_bytes <= SMALL_BYTES
+
+
+def cut_coarsely(rows: Iterable[SizedRow]) -> Iterator[list[SizedRow]]:
+    """Yield rows that are known to be many shard by shard."""
+    return _cut(rows, COARSE)
+
+
+def is_full(shard: list[SizedRow]) -> bool:
+    """Say whether a shard ends because of its size, whatever its last row."""
+    return len(shard) == MAX_ROWS or sum(row.size_bytes for row in shard) >= MAX_BYTES
 
 
 def _cut(rows: Iterable[SizedRow], grain: Grain) -> Iterator[list[SizedRow]]:

@@ -1,8 +1,7 @@
 """Rows in their normal form -> a dataset artifact, and back."""
 
 import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ftbuild.api import Artifact, Context
@@ -28,21 +27,19 @@ def write_dataset(ctx: Context, rows: Iterable[SizedRow], form: str) -> int:
         path = ctx.out / "data" / f"{len(counts)}.arrow"
         write_rows(path, [row.columns for row in shard], schema)
         counts.append(len(shard))
+    for number in range(len(counts)):
+        # Now that their number is known they get the names that sort in their order.
+        (ctx.out / "data" / f"{number}.arrow").rename(ctx.out / shard_name(number, len(counts)))
     if counts:
-        index = {"form": form, "rows": sum(counts), "shards": _name_shards(ctx.out, counts)}
-        write_index(ctx.out / "dataset.json", index)
-        ctx.facts(rows=sum(counts), shards=len(counts))
+        finish_dataset(ctx, form, counts)
     return sum(counts)
 
 
-def _name_shards(out: Path, counts: list[int]) -> list[list[Any]]:
-    """Give the shards the names that sort in their order, now that their number is known."""
-    shards = []
-    for number, rows in enumerate(counts):
-        name = shard_name(number, len(counts))
-        (out / "data" / f"{number}.arrow").rename(out / name)
-        shards.append([name, rows])
-    return shards
+def finish_dataset(ctx: Context, form: str, counts: Sequence[int]) -> None:
+    """Write what `dataset.json` says of shards of so many rows."""
+    shards = [[shard_name(number, len(counts)), rows] for number, rows in enumerate(counts)]
+    write_index(ctx.out / "dataset.json", {"form": form, "rows": sum(counts), "shards": shards})
+    ctx.facts(rows=sum(counts), shards=len(counts))
 
 
 def form_of(dataset: Artifact) -> str:

@@ -6,10 +6,10 @@ token, so it ends at `tokens`. Each normal form has one fixed schema.
 {"messages": [{"role": "user", "content": "Hi"}, …], "tools": null, "metadata": "{\"id\":7}"}
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from ftbuild.api import (
     AttributeProblem,
@@ -18,22 +18,27 @@ from ftbuild.api import (
     Field,
     Inputs,
     Params,
+    Piece,
     Place,
     RuleError,
     Source,
+    SourceFile,
     rule,
 )
+from ftbuild_rules.data._arrow import dataset_schema, shard_name
+from ftbuild_rules.data._chunks import Chunk, assemble, chunks_of, pieces_of, write_segments
 from ftbuild_rules.data._plain_text import SampleBy
+from ftbuild_rules.data._problems import MAX_PROBLEMS, Problems, Unreadable, from_plain, to_plain
 from ftbuild_rules.data._read import Reading, files_with_rows, read_rows
 from ftbuild_rules.data._rows import Row
 from ftbuild_rules.data._shards import SizedRow, size_row
+from ftbuild_rules.data._slices import is_part, part_of
 from ftbuild_rules.data._typed import typed
-from ftbuild_rules.data._write import write_dataset
+from ftbuild_rules.data._write import finish_dataset, write_dataset
 from ftbuild_rules.formats._all import FORMATS, Formatting, normal_row
 from ftbuild_rules.formats._prompt import Prompt, problem
 from ftbuild_rules.formats._words import BadRow, names
 
-_MAX_PROBLEMS = 5
 _PROGRESS_ROWS = 10_000
 
 
@@ -135,9 +140,19 @@ def _check_prompt(name: str, template: str, format_name: str) -> None:
         )
 
 
-@rule(version=3, output=Dataset, pins=("pyarrow",), preload=("pyarrow", "xxhash"), check=check)
+@rule(
+    version=4,
+    output=Dataset,
+    pins=("pyarrow",),
+    preload=("pyarrow", "xxhash"),
+    check=check,
+    cpus="all",
+)
 def dataset(ctx: Context, inputs: DatasetInputs, params: DatasetParams) -> None:
     """Read rows into their normal form, cut into shards by content."""
+    chunks = None if is_part(inputs.source) else chunks_of(inputs.source)
+    if chunks is not None and _by_chunks(ctx, inputs.source, params, chunks):
+        return
     rows = _rows(ctx, inputs.source, params)
     first = next(rows, None)
     if first is None:
@@ -151,6 +166,63 @@ def dataset(ctx: Context, inputs: DatasetInputs, params: DatasetParams) -> None:
     write_dataset(ctx, _of_form(chain([first], rows), form, inputs.source), form)
 
 
+def _by_chunks(
+    ctx: Context, source: Source, params: DatasetParams, chunks: Sequence[Chunk]
+) -> bool:
+    """Make the dataset of chunks; False where one pass over all rows has to."""
+    how = _formatting(params)
+
+    def chunk(piece: Piece, out: Path) -> dict[str, Any]:
+        return _read_chunk(piece.payload, out, params, how)
+
+    read = ctx.fragments(chunk, pieces_of(chunks, ctx.cpus), of="source")
+    found = Problems(max_dropped=params.max_dropped if params.on_error == "drop" else None)
+    broken: set[Path] = set()  # files of which the rest cannot be read
+    for one, fragment in zip(chunks, read, strict=True):
+        for plain in fragment.value["problems"] if one.file.path not in broken else ():
+            item = from_plain(plain, one.file.name, one.lines_before())
+            found.add(item)
+            if isinstance(item, Unreadable):
+                broken.add(one.file.path)
+    found.end(ctx)
+    forms = sorted({form for fragment in read for form in fragment.value["forms"]})
+    if len(forms) > 1:
+        raise _two_forms(source)
+    shards = assemble(ctx, read, of="source")
+    if not shards:  # so few, or so large, that where one ends depends on all before it
+        return False
+    for number, (path, _) in enumerate(shards):
+        ctx.link(path, shard_name(number, len(shards)))
+    finish_dataset(ctx, forms[0], [rows for _, rows in shards])
+    return True
+
+
+def _read_chunk(chunk: Chunk, out: Path, params: DatasetParams, how: Formatting) -> dict[str, Any]:
+    """Write the rows of a chunk; return their counts, their forms, and what is wrong with some."""
+    problems: list[RuleError | Unreadable] = []
+    forms: set[str] = set()
+
+    def rows() -> Iterator[SizedRow]:
+        try:
+            for item in chunk.rows():
+                row = _normal_row(item, params, how) if isinstance(item, Row) else item
+                if isinstance(row, SizedRow):
+                    forms.add(_form_of(row, params))
+                    if len(forms) == 1:
+                        yield row
+                elif len(problems) <= max(MAX_PROBLEMS, params.max_dropped):
+                    problems.append(row)
+        except RuleError as error:
+            problems.append(Unreadable(error))
+
+    source = rows()
+    first = next(source, None)
+    form = _form_of(first, params) if first is not None else FORMATS[params.format].FORM
+    sized = chain([first] if first is not None else [], source)
+    value = write_segments(sized, out, dataset_schema(str(form)))
+    return {**value, "forms": sorted(forms), "problems": [to_plain(item) for item in problems]}
+
+
 def _form_of(row: SizedRow, params: DatasetParams) -> str:
     """Return the normal form of the rows: of `prompt_completion` it follows from the first one."""
     return "messages" if "messages" in row.columns else str(FORMATS[params.format].FORM)
@@ -159,13 +231,17 @@ def _form_of(row: SizedRow, params: DatasetParams) -> str:
 def _of_form(rows: Iterable[SizedRow], form: str, source: Source) -> Iterator[SizedRow]:
     for row in rows:
         if ("messages" in row.columns) != (form == "messages"):
-            raise RuleError(
-                "some prompts are texts and others are messages",
-                code="E0811",
-                where=Place(source.spec),
-                fix="make a dataset of each",
-            )
+            raise _two_forms(source)
         yield row
+
+
+def _two_forms(source: Source) -> RuleError:
+    return RuleError(
+        "some prompts are texts and others are messages",
+        code="E0811",
+        where=Place(source.spec),
+        fix="make a dataset of each",
+    )
 
 
 def _formatting(params: DatasetParams) -> Formatting:
@@ -176,20 +252,13 @@ def _formatting(params: DatasetParams) -> Formatting:
     return Formatting(params.format, params.columns, params.roles, prompt)
 
 
-@dataclass(frozen=True)
-class _Unreadable:
-    """The rest of a file, which no `on_error` passes over: nobody knows how much it is."""
-
-    error: RuleError
-
-
 def _rows(ctx: Context, source: Source, params: DatasetParams) -> Iterator[SizedRow]:
     """Yield the rows of all files.
 
     Raises:
         RuleError: rows are bad; it names the first five.
     """
-    found = _Problems(params)
+    found = Problems(max_dropped=params.max_dropped if params.on_error == "drop" else None)
     for number, item in enumerate(_items(ctx, source, params), 1):
         if isinstance(item, SizedRow):
             yield item
@@ -202,66 +271,24 @@ def _rows(ctx: Context, source: Source, params: DatasetParams) -> Iterator[Sized
 
 def _items(
     ctx: Context, source: Source, params: DatasetParams
-) -> Iterator[SizedRow | RuleError | _Unreadable]:
+) -> Iterator[SizedRow | RuleError | Unreadable]:
     files, others = files_with_rows(source)
     for other in others:
         ctx.log(f"{other.name} holds no rows and is not read")
     reading = Reading(params.sample_by, params.members)
     how = _formatting(params)
+    for row in part_of(source, lambda: _all_rows(files, reading)):
+        yield _normal_row(row, params, how) if isinstance(row, Row) else row
+
+
+def _all_rows(
+    files: Sequence[SourceFile], reading: Reading
+) -> Iterator[Row | RuleError | Unreadable]:
     for file in files:
         try:
-            for row in read_rows(file, reading):
-                yield _normal_row(row, params, how) if isinstance(row, Row) else row
+            yield from read_rows(file, reading)
         except RuleError as error:
-            yield _Unreadable(error)
-
-
-class _Problems:
-    """What is wrong with the rows, and whether that is too much."""
-
-    def __init__(self, params: DatasetParams) -> None:
-        self._drops = params.on_error == "drop"
-        self._max_dropped = params.max_dropped
-        self._first: list[RuleError] = []
-        self._dropped = 0
-
-    def add(self, found: RuleError | _Unreadable) -> None:
-        """Count a bad row.
-
-        Raises:
-            RuleError: there are too many of them, or rows that are not even known.
-        """
-        if self._drops and isinstance(found, _Unreadable):
-            raise found.error
-        self._dropped += 1
-        if len(self._first) < _MAX_PROBLEMS:
-            self._first.append(found.error if isinstance(found, _Unreadable) else found)
-        if self._dropped > (self._max_dropped if self._drops else _MAX_PROBLEMS - 1):
-            self._fail()
-
-    def end(self, ctx: Context) -> None:
-        """Report what was dropped.
-
-        Raises:
-            RuleError: rows are bad, and are not to be dropped.
-        """
-        if self._first and not self._drops:
-            self._fail()
-        if self._first:
-            what = self._first[0].problems[0]
-            rows = "1 row was" if self._dropped == 1 else f"{self._dropped:,} rows were"
-            ctx.warn(f"{rows} dropped; the first: {what.where}: {what.what}")
-            ctx.facts(dropped=self._dropped)
-
-    def _fail(self) -> None:
-        first = self._first[0]
-        problems = [problem for error in self._first for problem in error.problems]
-        if self._drops:
-            what = f"more than {self._max_dropped:,} rows are bad; the first of them:"
-            fix = "mend the source, or raise `max_dropped`"
-            problems[:0] = RuleError(what, code="E0846", fix=fix).problems
-        first.problems = tuple(problems)
-        raise first
+            yield Unreadable(error)
 
 
 def _normal_row(row: Row, params: DatasetParams, how: Formatting) -> SizedRow | RuleError:

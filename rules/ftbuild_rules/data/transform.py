@@ -74,7 +74,7 @@ class TransformParams(Params):
     """The form of the rows that the function returns, where it is another one."""
 
 
-@rule(version=1, output=Dataset, pins=("pyarrow",), preload=("pyarrow", "xxhash"))
+@rule(version=2, output=Dataset, pins=("pyarrow",), preload=("pyarrow", "xxhash"))
 def transform(ctx: Context, inputs: TransformInputs, params: TransformParams) -> None:
     """Change the rows of a dataset by a Python function."""
     form = params.form or form_of(inputs.dataset)

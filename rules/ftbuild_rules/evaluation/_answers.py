@@ -7,8 +7,10 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
-from ftbuild.api import Adapter, Dataset, Field, Model, Params, Place, RuleError
+from ftbuild.api import Adapter, Dataset, Field, Params, Place, RuleError
 from ftbuild_rules.models._files import TEMPLATE_NAME
+from ftbuild_rules.quantization._dequantize import Base
+from ftbuild_rules.quantization._load import load_network
 
 Messages = list[dict[str, str]]
 
@@ -90,7 +92,7 @@ def _require_plain(label: str, number: int, row: dict[str, Any], messages: Messa
     )
 
 
-def load_tokenizer(model: Model, adapter: Adapter | None) -> Any:
+def load_tokenizer(model: Base, adapter: Adapter | None) -> Any:
     """Return the model's tokenizer, with the adapter's template where it has its own."""
     from transformers import AutoTokenizer
 
@@ -100,14 +102,12 @@ def load_tokenizer(model: Model, adapter: Adapter | None) -> Any:
     return tokenizer
 
 
-def load_network(model: Model, adapter: Adapter | None, dtype: str) -> Any:
+def load_answerer(model: Base, adapter: Adapter | None, dtype: str) -> Any:
     """Return the model, with the adapter if there is one, ready to compute."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    network = AutoModelForCausalLM.from_pretrained(
-        model.path, dtype=getattr(torch, dtype), local_files_only=True
-    )
+    network = load_network(AutoModelForCausalLM, model, dtype=getattr(torch, dtype))
     if adapter is not None:
         from peft import PeftModel
 

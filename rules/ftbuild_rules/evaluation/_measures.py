@@ -8,7 +8,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from ftbuild.api import Adapter, Context, Model, RewardModel, RuleError
+from ftbuild.api import Adapter, Context, RewardModel, RuleError
+from ftbuild_rules.quantization._dequantize import Base
+from ftbuild_rules.quantization._load import HEAD_NAMES, load_network
 from ftbuild_rules.training._lora import CONFIG_NAME, require_base
 from ftbuild_rules.training._shards import TokenRows
 
@@ -102,7 +104,7 @@ def reward(judge: Any, ids: list[int]) -> float:
         return float(judge(input_ids=torch.tensor([ids], device=judge.device)).logits[0, 0])
 
 
-def load_judge(given: RewardModel, base: Model, dtype: str) -> Any:
+def load_judge(given: RewardModel, base: Base, dtype: str) -> Any:
     """Return a reward model ready to score; `base` is what it was trained on if an adapter.
 
     Raises:
@@ -115,11 +117,12 @@ def load_judge(given: RewardModel, base: Model, dtype: str) -> Any:
     if is_adapter:
         require_base(given, base)
     transformers.utils.logging.set_verbosity_error()  # the head comes with the adapter
-    judge = transformers.AutoModelForSequenceClassification.from_pretrained(
-        base.path if is_adapter else given.path,
+    judge = load_network(
+        transformers.AutoModelForSequenceClassification,
+        base if is_adapter else given,
+        new_layers=HEAD_NAMES if is_adapter else (),
         dtype=getattr(torch, dtype),
         num_labels=1,
-        local_files_only=True,
     )
     if is_adapter:
         from peft import PeftModel
@@ -134,7 +137,7 @@ def load_judge(given: RewardModel, base: Model, dtype: str) -> Any:
     return judge.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
-def require_own(adapter: Adapter | None, model: Model) -> None:
+def require_own(adapter: Adapter | None, model: Base) -> None:
     """Refuse an adapter of another model.
 
     Raises:

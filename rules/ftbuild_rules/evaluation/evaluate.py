@@ -29,6 +29,7 @@ from ftbuild.api import (
     Inputs,
     Model,
     Place,
+    QuantizedModel,
     Report,
     RewardModel,
     RuleError,
@@ -42,7 +43,7 @@ from ftbuild_rules.evaluation._answers import (
     AnswerParams,
     Messages,
     ask,
-    load_network,
+    load_answerer,
     load_tokenizer,
     plain,
     rows_of,
@@ -56,6 +57,7 @@ from ftbuild_rules.evaluation._measures import (
     reward,
     reward_figures,
 )
+from ftbuild_rules.quantization._dequantize import Base
 from ftbuild_rules.training._shards import Form, read_tokens, require_fit
 
 _OF_TOKENS = (
@@ -72,7 +74,7 @@ _OF_REWARDS = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_reje
 class EvaluateInputs(Inputs):
     """Who is measured, and by what."""
 
-    model: Model
+    model: Model | QuantizedModel
     """The model to measure."""
     adapter: Adapter | None = None
     """Measure `model` with this adapter of it."""
@@ -87,7 +89,7 @@ class EvaluateInputs(Inputs):
     """A function of answer and row, `file.py:function`, instead of `exact_match`."""
     reward_model: RewardModel | None = None
     """Scores the answers to `questions`, and the pairs of `data`."""
-    reward_base: Model | None = None
+    reward_base: Model | QuantizedModel | None = None
     """The base of `reward_model` where that is an adapter of another one than `model`."""
 
 
@@ -133,7 +135,7 @@ def evaluate(ctx: Context, inputs: EvaluateInputs, params: EvaluateParams) -> No
     import torch
 
     torch.set_num_threads(params.threads)
-    network = load_network(inputs.model, inputs.adapter, params.dtype)
+    network = load_answerer(inputs.model, inputs.adapter, params.dtype)
     judge = None
     if inputs.reward_model is not None:
         base = inputs.reward_base or inputs.model
@@ -161,7 +163,7 @@ def evaluate(ctx: Context, inputs: EvaluateInputs, params: EvaluateParams) -> No
 
 
 def _of_tokens(
-    ctx: Context, data: Tokens, model: Model, network: Any, judge: Any
+    ctx: Context, data: Tokens, model: Base, network: Any, judge: Any
 ) -> dict[str, float]:
     form: Form = json.loads((data.path / "tokens.json").read_bytes())["form"]
     form = "preference" if form == "preference" else "sft"

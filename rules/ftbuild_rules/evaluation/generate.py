@@ -12,6 +12,7 @@ from ftbuild.api import (
     Dataset,
     Inputs,
     Model,
+    QuantizedModel,
     Report,
     canonical_json,
     rule,
@@ -20,7 +21,7 @@ from ftbuild_rules.evaluation._answers import (
     AnswerParams,
     Messages,
     ask,
-    load_network,
+    load_answerer,
     load_tokenizer,
     markdown,
     rows_of,
@@ -31,7 +32,7 @@ from ftbuild_rules.training._lora import require_base
 class GenerateInputs(Inputs):
     """Who answers, and rows to take prompts from."""
 
-    model: Model
+    model: Model | QuantizedModel
     """The model that answers."""
     adapter: Adapter | None = None
     """An adapter of `model` to answer with."""
@@ -73,7 +74,7 @@ def generate(ctx: Context, inputs: GenerateInputs, params: GenerateParams) -> No
 
     torch.set_num_threads(params.threads)
     tokenizer = load_tokenizer(inputs.model, inputs.adapter)
-    network = load_network(inputs.model, inputs.adapter, params.dtype)
+    network = load_answerer(inputs.model, inputs.adapter, params.dtype)
     answers = []
     for number, messages in enumerate(asked, start=1):
         answer = ask(network, tokenizer, messages, params)

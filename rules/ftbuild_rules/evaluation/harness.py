@@ -25,13 +25,14 @@ from ftbuild.api import (
     Inputs,
     Model,
     Params,
+    QuantizedModel,
     Report,
     RuleError,
     Source,
     canonical_json,
     rule,
 )
-from ftbuild_rules.evaluation._answers import load_network, load_tokenizer
+from ftbuild_rules.evaluation._answers import load_answerer, load_tokenizer
 from ftbuild_rules.evaluation._gates import check_gates, figures_page, require_gates
 from ftbuild_rules.evaluation._measures import require_own
 
@@ -39,7 +40,7 @@ from ftbuild_rules.evaluation._measures import require_own
 class HarnessInputs(Inputs):
     """Who is measured, and by which tasks."""
 
-    model: Model
+    model: Model | QuantizedModel
     """The model to measure."""
     adapter: Adapter | None = None
     """Measure `model` with this adapter of it."""
@@ -94,11 +95,11 @@ def harness(ctx: Context, inputs: HarnessInputs, params: HarnessParams) -> None:
     if unknown := [name for name in params.tasks if name not in manager.all_tasks]:
         raise RuleError(
             f"there is no task `{unknown[0]}` in `{inputs.source.spec}`",
-            code="E0950",
+            code="E0956",
             fix=f"known are {', '.join(sorted(manager.all_tasks)) or 'none'}",
         )
     asked = HFLM(
-        pretrained=load_network(inputs.model, inputs.adapter, params.dtype),
+        pretrained=load_answerer(inputs.model, inputs.adapter, params.dtype),
         tokenizer=load_tokenizer(inputs.model, inputs.adapter),
         batch_size=1,  # so that no figure depends on who shares a batch
     )

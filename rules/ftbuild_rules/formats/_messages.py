@@ -2,19 +2,20 @@
 
 A message has `role` (system, user, assistant, tool) and `content`, and where they are given
 `name`, `tool_calls` (JSON: a list in OpenAI's form whose `arguments` are objects, which is what
-chat templates expect), `tool_call_id`, `reasoning_content` (what the assistant thought), `train`,
-which overrides `train_on` for this message, and `train_detail`, which overrides that for ranges
-of its characters (JSON: a list of begin, end, flag).
+chat templates expect, in the order in which they were written), `tool_call_id`,
+`reasoning_content` (what the assistant thought), `train`, which overrides `train_on` for this
+message, and `train_detail`, which overrides that for ranges of its characters (JSON: a list of
+begin, end, flag).
 
 Two messages of one role in a row are refused, though some templates would take them: nearly
 always a turn was lost, and each answer needs the question it answers. A conversation may open
 with the assistant (a greeting) and must end with it, or there is nothing to learn at its end.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ftbuild.api import canonical_json
 from ftbuild_rules.data._json import RefusedError, decoder
 from ftbuild_rules.formats._detail import part_flags, train_detail
 from ftbuild_rules.formats._words import BadRow, kind, names, text
@@ -236,7 +237,7 @@ def check_order(messages: Sequence[Message], column: str) -> None:
 
 
 def tool_calls(value: Any, where: str) -> str:
-    """Return tool calls as canonical JSON in OpenAI's form, their arguments as objects.
+    """Return tool calls as JSON in OpenAI's form, their arguments as objects.
 
     Raises:
         BadRow: a call has no name, or its arguments are no object.
@@ -263,15 +264,15 @@ def tool_calls(value: Any, where: str) -> str:
                 f"`arguments` of {where} should be an object; found {kind(arguments)}",
                 'write "arguments": {"name": value}',
             )
-        out = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-        if function is not call and isinstance(call.get("id"), str):
-            out["id"] = call["id"]
-        calls.append(out)
-    return canonical_json(calls).decode()
+        has_id = function is not call and isinstance(call.get("id"), str)
+        known = {"id": call["id"]} if has_id else {}
+        said = {"name": function["name"], "arguments": arguments}
+        calls.append({**known, "type": "function", "function": said})
+    return given_json(calls)
 
 
 def tools(value: Any) -> str | None:
-    """Return the tools that a conversation may use as canonical JSON in OpenAI's form.
+    """Return the tools that a conversation may use as JSON in OpenAI's form.
 
     Raises:
         BadRow: it is no list of functions.
@@ -287,7 +288,16 @@ def tools(value: Any) -> str | None:
     wrapped = [
         tool if "function" in tool else {"type": "function", "function": tool} for tool in value
     ]
-    return canonical_json(wrapped).decode()
+    return given_json(wrapped)
+
+
+def given_json(value: Any) -> str:
+    """Return a value as JSON whose keys stand as they were written.
+
+    A chat template prints tools and arguments in that order, and so does whoever asks the trained
+    model.
+    """
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def messages_in(value: str) -> list[Any] | None:

@@ -36,6 +36,25 @@ def data_card(artifact: Artifact) -> dict[str, Any]:
     return {"digest": artifact.digest}
 
 
+def training_card(inputs: Any, params: Any, rule: str, *, steps: int) -> dict[str, Any]:
+    """Return what was trained on what.
+
+    What only watches, such as `eval_data`, is left out: it would change what lies above. So are
+    losses: `verify --tolerance` allows tensors to differ in their last digits, texts not at all.
+    """
+    watches = set() if params.keep == "best" else {"evaluate_every"}
+    card: dict[str, Any] = {
+        "method": rule,
+        "parameters": params.model_dump(mode="json", exclude_defaults=True, exclude=watches),
+        "base": read_card(inputs.model),
+        "data": [data_card(inputs.data)],
+        "figures": {"steps": steps},
+    }
+    if inputs.adapter is not None:
+        card["adapter"] = read_card(inputs.adapter)
+    return card
+
+
 def write_card(
     out: Path, card: Mapping[str, Any], *, fields: Mapping[str, Any] | None = None
 ) -> None:

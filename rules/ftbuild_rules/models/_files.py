@@ -10,6 +10,11 @@ from ftbuild_rules.models._safetensors import damaged
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 TEMPLATE_NAME = "chat_template.jinja"
+OF_THE_MODEL = {
+    name: f"it is the model's: write `{name}` in the table of the `base_model` target"
+    for name in ("add_tokens", "add_special_tokens", "pad_token")
+}
+"""Attributes of `base_model` that users look for in rules that read a model."""
 
 
 def files_of(directory: Path) -> dict[str, Path]:
@@ -30,7 +35,8 @@ def weight_files(files: Mapping[str, Path]) -> tuple[str, ...]:
             f"the model has no `{SINGLE_NAME}`",
             code="E0924",
             why="other weights, such as pickled ones (`.bin`, `.pt`), are not read",
-            fix="save it with Transformers' `save_pretrained`",
+            fix="save it with Transformers' `save_pretrained`, or name the source of pickled "
+            "weights as `pickled`",
         )
     try:
         names = sorted(set(json.loads(files[INDEX_NAME].read_bytes())["weight_map"].values()))

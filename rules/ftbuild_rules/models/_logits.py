@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ftbuild.api import Adapter, Model
+from ftbuild_rules.models._trusted import runs_own_code
 
 PROMPTS = (
     "The capital of France is",
@@ -94,7 +95,10 @@ def _load(path: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, local_files_only=True
+        path,
+        dtype=torch.float32,
+        local_files_only=True,
+        trust_remote_code=runs_own_code(path),
     ).eval()
 
 

@@ -31,11 +31,11 @@ from ftbuild.api import (
 )
 from ftbuild_rules.models._adapter_delta import Deltas, read_deltas
 from ftbuild_rules.models._card import read_card, write_card
+from ftbuild_rules.models._ends import ends
 from ftbuild_rules.models._files import files_of, weight_files
 from ftbuild_rules.models._places import place
 from ftbuild_rules.models._safetensors import StoredTensor, read_tensors, write_tensors
 from ftbuild_rules.models._torch import load_tensor
-from ftbuild_rules.models._vocabulary import ends
 from ftbuild_rules.training._lora import BASE_NAME, CONFIG_NAME, WEIGHTS_NAME
 
 _PICKLED = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")

@@ -13,6 +13,8 @@ from ftbuild.api import (
     TOKENIZER,
     AttributeProblem,
     Context,
+    Dataset,
+    Field,
     Inputs,
     Model,
     Params,
@@ -23,8 +25,9 @@ from ftbuild.api import (
     canonical_json,
     rule,
 )
-from ftbuild_rules.models._files import INDEX_NAME, TEMPLATE_NAME, weight_files
+from ftbuild_rules.models._files import INDEX_NAME, SINGLE_NAME, TEMPLATE_NAME, weight_files
 from ftbuild_rules.models._gguf import convert_gguf
+from ftbuild_rules.models._random import make_random
 from ftbuild_rules.models._safetensors import (
     StoredTensor,
     TensorSpec,
@@ -33,8 +36,11 @@ from ftbuild_rules.models._safetensors import (
 )
 from ftbuild_rules.models._tokenizer import settle_tokenizer
 from ftbuild_rules.models._torch import SAFETENSORS_NAMES, load_tensor, tensor_bytes
+from ftbuild_rules.models._trusted import CODE, PICKLED, take_code, unpickled
+from ftbuild_rules.models._vocabulary import Additions, extend_vocabulary
 from ftbuild_rules.templates._named import templates
 
+Token = Annotated[str, Field(min_length=1)]
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 NEEDED = Part(
     "model",
@@ -56,8 +62,16 @@ _SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 class BaseModelInputs(Inputs):
     """Where the model comes from."""
 
-    source: Annotated[Source, NEEDED]
+    source: Annotated[Source, NEEDED] | None = None
     """A Transformers directory (a folder or `hf:ORG/NAME`), or one GGUF file."""
+    code: Annotated[Source, CODE] | None = None
+    """Trust the Python files of this folder or repository and run them wherever the model is
+    loaded, as `trust_remote_code` does in Transformers. Without it such a model is refused."""
+    pickled: Annotated[Source, PICKLED] | None = None
+    """The folder or repository of pickled weights (`pytorch_model.bin`), each of which
+    `allow_pickled` names by its digest."""
+    tokenizer_data: Dataset | None = None
+    """With `from_config`: the rows whose texts a tokenizer is trained on."""
 
 
 class BaseModelParams(Params):
@@ -66,13 +80,34 @@ class BaseModelParams(Params):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The type of the stored weights. `auto` leaves a directory's files as they are and gives
     bfloat16 for a GGUF file."""
+    allow_pickled: tuple[str, ...] = ()
+    """The SHA-256 digests of pickled weights that you trust. Only tensors are read of them, and
+    the model is written as safetensors."""
+    from_config: dict[str, bool | int | float | str] | None = None
+    """Instead of `source`: random weights of this architecture, for tests and to `pretrain`, as in
+    `from_config = { model_type = "llama", hidden_size = 256, num_hidden_layers = 4 }`. The chat
+    template is `chatml` if none is given."""
+    vocab_size: int = Field(8192, ge=300)
+    """With `from_config`: ids of the byte-level BPE tokenizer, at most."""
+    seed: int = Field(42, ge=0, lt=2**32)
+    """With `from_config`: of the random weights."""
     chat_template: str | None = None
     """Replaces the model's own: the text of a Jinja template, or the name of one of the
     standard set (`chatml`)."""
+    add_tokens: tuple[Token, ...] = ()
+    """Tokens that the tokenizer shall know, and never split: `["<plan>", "</plan>"]`. The
+    embeddings get a row for each, the mean of the others; an adapter learns it only if it trains
+    the embeddings: `lora = { modules_to_save = ["embed_tokens", "lm_head"] }`."""
+    add_special_tokens: tuple[Token, ...] = ()
+    """The same for tokens that are no text, and left out where text alone is asked for; such a
+    one may end a turn."""
+    pad_token: Token | None = None
+    """The token that rows are padded with, instead of the model's own."""
 
 
 def check(kinds: Mapping[str, tuple[str, ...]], params: BaseModelParams) -> None:
-    """Refuse a chat template that is neither a text nor a known name."""
+    """Refuse attributes that exclude each other, and an unknown chat template."""
+    _check_origin(kinds, params)
     given, known = params.chat_template, templates()
     if given is not None and "{" not in given and given not in known:
         raise AttributeProblem(
@@ -82,36 +117,99 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: BaseModelParams) -> None
         )
 
 
+def _check_origin(kinds: Mapping[str, tuple[str, ...]], params: BaseModelParams) -> None:
+    if ("source" in kinds) == (params.from_config is not None):
+        raise AttributeProblem(
+            "from_config",
+            "a base model is made from `source` or from `from_config`, one of the two",
+            'write `source = "…"`, or `from_config` and `tokenizer_data`',
+        )
+    if params.from_config is None:
+        for name in ("tokenizer_data", "vocab_size", "seed"):
+            if name in kinds or name in params.model_fields_set:
+                raise AttributeProblem(
+                    name,
+                    f"`{name}` belongs to `from_config`",
+                    'remove it, or write `from_config = { model_type = "llama" }`',
+                )
+    elif "tokenizer_data" not in kinds:
+        raise AttributeProblem(
+            "from_config",
+            "`from_config` needs rows to train a tokenizer on",
+            "name a dataset as `tokenizer_data`",
+        )
+
+
 @rule(
     version=1,
     output=Model,
-    pins=("transformers", "tokenizers", "gguf"),
+    pins=("torch", "transformers", "tokenizers", "gguf"),
     preload=("torch", "transformers"),
     check=check,
 )
 def base_model(ctx: Context, inputs: BaseModelInputs, params: BaseModelParams) -> None:
-    """Bring in a model from a Transformers directory or a GGUF file.
+    """Bring in a model from a Transformers directory or a GGUF file, or make a random one.
 
     Weights are safetensors in and out; pickled weights and configs that load code are refused.
     """
-    files = inputs.source.files
-    if len(files) == 1 and files[0].relative.endswith(".gguf"):
-        dtype = "bfloat16" if params.dtype == "auto" else params.dtype
-        template = convert_gguf(files[0].path, ctx.out, dtype=dtype)
-    else:
-        template = _take_directory(ctx, {f.relative: f.path for f in files}, params.dtype)
+    template = _make(ctx, inputs, params)
     if params.chat_template is not None:
         template = templates().get(params.chat_template, params.chat_template)
     if template is not None:
         (ctx.out / TEMPLATE_NAME).write_text(template, encoding="utf-8")
+    additions = Additions(params.add_tokens, params.add_special_tokens, params.pad_token)
+    if additions:
+        ctx.facts(added_rows=extend_vocabulary(ctx.out, additions))
 
 
-def _take_directory(ctx: Context, files: Mapping[str, Path], dtype: str) -> str | None:
+def _make(ctx: Context, inputs: BaseModelInputs, params: BaseModelParams) -> str | None:
+    """Fill `ctx.out` but for the chat template, which is returned."""
+    if inputs.source is None:
+        assert params.from_config is not None
+        assert inputs.tokenizer_data is not None  # `check` has seen to it
+        make_random(
+            ctx.out,
+            params.from_config,
+            inputs.tokenizer_data,
+            vocab_size=params.vocab_size,
+            dtype="float32" if params.dtype == "auto" else params.dtype,
+            seed=params.seed,
+        )
+        return templates()["chatml"]
+    files = inputs.source.files
+    if len(files) == 1 and files[0].relative.endswith(".gguf"):
+        dtype = "bfloat16" if params.dtype == "auto" else params.dtype
+        return convert_gguf(files[0].path, ctx.out, dtype=dtype)
+    given = {f.relative: f.path for f in files}
+    if inputs.pickled is not None:
+        given = _with_unpickled(ctx, given, inputs.pickled, params.allow_pickled)
+    return _take_directory(ctx, given, params.dtype, code=inputs.code)
+
+
+def _with_unpickled(
+    ctx: Context, files: Mapping[str, Path], pickled: Source, allowed: tuple[str, ...]
+) -> dict[str, Path]:
+    """Return a directory's files with safetensors in the place of pickled weights."""
+    config = _read_object("config.json", files["config.json"]) if "config.json" in files else {}
+    is_tied = bool(config.get("tie_word_embeddings", False))
+    to = ctx.scratch / SINGLE_NAME
+    made = unpickled(pickled.files, allowed, is_tied=is_tied, to=to)
+    kept = {n: p for n, p in files.items() if not n.endswith((*_PICKLED, ".safetensors"))}
+    kept.pop(INDEX_NAME, None)
+    return {**kept, SINGLE_NAME: made}
+
+
+def _take_directory(
+    ctx: Context, files: Mapping[str, Path], dtype: str, *, code: Source | None
+) -> str | None:
     """Lay the needed files of a Transformers directory in `ctx.out`; return its template."""
     _refuse_what_is_no_model(files)
     settings = {name: _read_object(name, files[name]) for name in _SETTINGS if name in files}
     for name, value in settings.items():
-        _refuse_code(name, value)
+        is_trusted = code is not None and name == "config.json"
+        _refuse_code(name, {**value, "auto_map": None} if is_trusted else value)
+    if code is not None:
+        take_code(ctx, code.files, settings["config.json"])
     if "quantization_config" in settings["config.json"]:
         raise RuleError(
             "the model's weights are quantized; `base_model` takes full weights",
@@ -147,8 +245,8 @@ def _refuse_what_is_no_model(files: Mapping[str, Path]) -> None:
             f"the model's weights are pickled (`{pickled[0]}`), and unpickling runs code",
             code="E0921",
             where=Place(path=pickled[0]),
-            fix="take a revision that has safetensors, or convert it: load it where you trust it "
-            "and call `save_pretrained`",
+            fix="take a revision that has safetensors; or, if you trust these, name the source as "
+            "`pickled` and their digests as `allow_pickled`",
         )
     if "config.json" not in files:
         if "adapter_config.json" in files:
@@ -201,8 +299,8 @@ def _refuse_code(name: str, settings: dict[str, Any]) -> None:
                 f"`{path}` in `{name}` loads code from outside",
                 code="E0922",
                 where=Place(path=name, within=f"`{path}`"),
-                fix="take a model whose class is in Transformers, or remove the key if it is not "
-                "needed",
+                fix="take a model whose class is in Transformers; or, if you trust the Python "
+                "files that it names, name their folder or repository as `code`",
             )
 
 

@@ -30,6 +30,7 @@ from ftbuild.api import (
     Inputs,
     Model,
     Params,
+    QuantizedModel,
     RuleError,
     canonical_json,
     rule,
@@ -38,6 +39,7 @@ from ftbuild_rules.models._adapter_delta import Delta, Deltas, read_deltas
 from ftbuild_rules.models._ahead import ahead
 from ftbuild_rules.models._card import CARDS, read_card, write_card
 from ftbuild_rules.models._combine import Method, Part, Recipe, merged_pieces
+from ftbuild_rules.models._ends import EMBEDDINGS, Ends, ends
 from ftbuild_rules.models._files import INDEX_NAME, files_of, weight_files
 from ftbuild_rules.models._logits import compare_logits, logit_bound
 from ftbuild_rules.models._places import place
@@ -47,15 +49,16 @@ from ftbuild_rules.models._safetensors import (
     read_tensors,
     write_tensors,
 )
-from ftbuild_rules.models._vocabulary import EMBEDDINGS, Ends, ends
+from ftbuild_rules.quantization._dequantize import in_full
 from ftbuild_rules.training._lora import require_base
 
 
 class MergeInputs(Inputs):
     """What belongs together."""
 
-    model: Model
-    """The base model."""
+    model: Model | QuantizedModel
+    """The base model. For an adapter of a quantized one either that, and the result is what was
+    trained, or the model in full precision that it was made from."""
     adapter: Adapter | None = None
     """Trained on `model`: it carries the digest of its base."""
     adapters: tuple[Adapter, ...] = ()
@@ -138,12 +141,13 @@ def merge(ctx: Context, inputs: MergeInputs, params: MergeParams) -> None:
     """
     adapters = (inputs.adapter,) if inputs.adapter is not None else inputs.adapters
     for adapter in adapters:
-        require_base(adapter, inputs.model)
+        require_base(adapter, inputs.model, or_its_source=True)
+    model = in_full(inputs.model, ctx.scratch / "base")
     deltas = [read_deltas(adapter) for adapter in adapters]
     import torch
 
     torch.set_num_threads(1)  # sums of matrix products could depend on it
-    files = files_of(inputs.model.path)
+    files = files_of(model.path)
     stored = {name: read_tensors(files[name]) for name in weight_files(files)}
     config = json.loads(files["config.json"].read_bytes())
     changed = ends(deltas, stored, config)
@@ -155,12 +159,12 @@ def merge(ctx: Context, inputs: MergeInputs, params: MergeParams) -> None:
         else:
             ctx.link(files[name], name)
         ctx.progress(number, len(stored))
-    _put_the_rest(ctx, inputs, adapters, config, changed)
+    _put_the_rest(ctx, model, adapters, config, changed)
     merged = {name for part in recipe.parts for name in part.by_name}
     facts: dict[str, Any] = {"merged_weights": len(merged)}
     if params.check_logits and _is_comparable(recipe, inputs):
         weighted = list(zip(adapters, (part.weight for part in recipe.parts), strict=True))
-        facts.update(_check_logits(ctx, inputs.model, weighted, specs.values(), config))
+        facts.update(_check_logits(ctx, model, weighted, specs.values(), config))
     write_card(ctx.out, _card(inputs, adapters, params, facts))
     ctx.facts(**facts)
 
@@ -239,13 +243,12 @@ def _write_file(
 
 def _put_the_rest(
     ctx: Context,
-    inputs: MergeInputs,
+    model: Model,
     adapters: tuple[Adapter, ...],
     config: dict[str, Any],
     changed: Ends,
 ) -> None:
     """Put tokenizer, template and settings beside the weights."""
-    model = inputs.model
     left_out = (*CARDS, *(("config.json", INDEX_NAME) if changed.settings else ()))
     for path in sorted(p for p in model.path.rglob("*") if p.is_file()):
         name = path.relative_to(model.path).as_posix()

@@ -196,12 +196,12 @@ def _read(pipe: int, size: int) -> bytes:
 
 
 def _result(reply: tuple[Any, ...]) -> Result:
-    kind, text, turns = reply
+    kind, text, turns, prompt_differs = reply
     if kind == "refused":
         return TemplateError(text)
     if kind == "inexact":
         return InexactError(text)
-    return Rendered(text, tuple(_turn(*turn) for turn in turns))
+    return Rendered(text, tuple(_turn(*turn) for turn in turns), prompt_differs)
 
 
 def _turn(index: int, start: int, end: int, eot: Any, parts: Any, omits_reasoning: bool) -> Turn:
@@ -264,20 +264,22 @@ def _reply(
     roles: list[str] | None,
     parts: bool,
     add_generation_prompt: bool,
-) -> tuple[str, str, list[Any]]:
+) -> tuple[str, str, list[Any], bool]:
     try:
         if roles is None:
             return (
                 "done",
                 renderer.render(messages, tools, add_generation_prompt=add_generation_prompt),
                 [],
+                False,
             )
         found = renderer.turns(messages, tools, set(roles), parts=parts)
     except TemplateError as error:
-        return "refused", str(error), []
+        return "refused", str(error), [], False
     except InexactError as error:
-        return "inexact", str(error), []
-    return "done", found.text, [_plain_turn(turn) for turn in found.turns]
+        return "inexact", str(error), [], False
+    turns = [_plain_turn(turn) for turn in found.turns]
+    return "done", found.text, turns, found.prompt_differs
 
 
 def _plain_turn(turn: Turn) -> tuple[Any, ...]:

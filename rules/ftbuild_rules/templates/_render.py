@@ -1,8 +1,8 @@
 r"""Chat templates: a conversation -> its text, and where in it each message stands.
 
 One render of a conversation. Where the template marks what the assistant says
-(`{% generation %}`), the marks are the spans. Else the template is rendered once for each shape
-of conversation (its roles, tools, tool calls) with a sentinel in the place of each text; that
+(`{% generation %}`), the marks are the spans. For all else the template is rendered once for each
+shape of conversation (its roles, tools, tool calls) with a sentinel in the place of each text; that
 skeleton, filled with the real texts, must equal the real render letter for letter, and then its
 spans hold there too. Where it does not, or where the template shows the prompt of a turn
 otherwise than the model will see it, the spans cannot be exact: `InexactError`, never a guess.
@@ -16,7 +16,7 @@ import json
 import re
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ftbuild_rules.templates._skeleton import (
@@ -72,6 +72,9 @@ class Renderer:
         self._skeleton: Callable[[Shape], Skeleton] = functools.lru_cache(maxsize=512)(
             self._make_skeleton
         )
+        self._prompt_differs: Callable[[Shape], bool] = functools.lru_cache(maxsize=512)(
+            self._find_difference
+        )
 
     def render(
         self, messages: Conversation, tools: str | None, *, add_generation_prompt: bool = False
@@ -97,7 +100,9 @@ class Renderer:
         # A mark says nothing of what is within it: of a thought that is not shown, least of all.
         is_whole = not parts and not any(has_reasoning(message) for message in messages)
         if is_whole and self._template.has_marks and roles <= {"assistant"}:
-            return self._marked_turns(messages, tools)
+            found = self._marked_turns(messages, tools)
+            shape, _ = Shape.of(messages, tools, roles)
+            return replace(found, prompt_differs=self._prompt_differs(shape))
         shape, texts = Shape.of(messages, tools, roles)
         text = self.render(messages, tools)
         return self._skeleton(shape).fill(texts, text)
@@ -130,16 +135,25 @@ class Renderer:
 
     def _marked_turns(self, messages: Conversation, tools: str | None) -> Rendered:
         text, marks = self._render(messages, tools, False)
+        return Rendered(text, tuple(self._turns_of_marks(messages, text, marks).values()))
+
+    def _turns_of_marks(
+        self, messages: Conversation, text: str, marks: Sequence[tuple[int, int]]
+    ) -> dict[int, Turn]:
+        """Return the assistant's turns by their messages.
+
+        Raises:
+            InexactError: there is not one mark for each of them.
+        """
         speakers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if len(marks) != len(speakers):
             raise InexactError(
                 f"it marks {len(marks)} spans for {len(speakers)} messages of the assistant"
             )
-        turns = (
-            self._marked_turn(text, index, mark)
+        return {
+            index: self._marked_turn(text, index, mark)
             for index, mark in zip(speakers, marks, strict=True)
-        )
-        return Rendered(text, tuple(turns))
+        }
 
     def _marked_turn(self, text: str, index: int, mark: tuple[int, int]) -> Turn:
         start, end = mark
@@ -166,16 +180,34 @@ class Renderer:
             InexactError: the prompt of a turn is not what the conversation begins with.
         """
         messages, owners = shape.sentinels()
-        text = self.render(messages, shape.tools)
+        text, marks = self._render(messages, shape.tools, False)
+        marked = self._turns_of_marks(messages, text, marks) if self._template.has_marks else {}
         slots = find_slots(text, owners)
         turns = []
         for index, message in enumerate(messages):
             if message["role"] in shape.roles:
                 _check_slots(slots, owners, index)
-                turn = self._skeleton_turn(messages, shape.tools, index, text, slots)
+                turn = marked.get(index) or self._skeleton_turn(
+                    messages, shape.tools, index, text, slots
+                )
                 own = tuple(slot.number for slot in slots if slot.index == index)
                 turns.append((turn, own, len(own) < sum(i == index for i, _ in owners)))
-        return Skeleton(text, slots, tuple(turns))
+        # Without marks a turn begins where its prompt ends, so a prompt that differs is an error.
+        return Skeleton(text, slots, tuple(turns), bool(marked) and self._prompt_differs(shape))
+
+    def _find_difference(self, shape: Shape) -> bool:
+        """Say whether the last answer's prompt, rendered alone, is not how the whole begins."""
+        messages, _ = shape.sentinels()
+        last = max(
+            (i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0
+        )
+        if not last:
+            return False  # nothing comes before it
+        try:
+            prompt = self.render(messages[:last], shape.tools, add_generation_prompt=True)
+            return not self.render(messages, shape.tools).startswith(prompt)
+        except TemplateError:
+            return False  # it takes no conversation that ends there
 
     def _skeleton_turn(
         self,

@@ -5,10 +5,11 @@ conversation must be the skeleton with its texts, letter for letter, or its span
 """
 
 import bisect
+import functools
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ftbuild_rules.templates._turns import Conversation, InexactError, Part, Rendered, Turn
@@ -144,6 +145,7 @@ class Skeleton:
     slots: tuple[Slot, ...]
     turns: tuple[tuple[Turn, tuple[int, ...], bool], ...]
     """Each with the numbers of its texts, and whether it lacks its thought."""
+    prompt_differs: bool = False
 
     def fill(self, texts: Sequence[str], rendered: str) -> Rendered:
         """Return the turns of a real conversation of this shape.
@@ -152,7 +154,7 @@ class Skeleton:
             InexactError: its text is not the skeleton filled with its texts.
         """
         out: list[str] = []
-        shifts: list[tuple[int, int]] = []  # the end of each slot, and the growth up to there
+        grown = [0]  # how much longer the texts are than their sentinels, up to each slot
         parts: dict[int, Part] = {}
         at = growth = 0
         for slot in self.slots:
@@ -163,32 +165,35 @@ class Skeleton:
             skipped = 0 if content == whole else _stripped(whole, slot.left)
             parts[slot.number] = Part(slot.name, start, start + len(content), skipped)
             growth += len(content) - (slot.end - slot.start)
-            shifts.append((slot.end, growth))
+            grown.append(growth)
             at = slot.end
         out.append(self.text[at:])
         if "".join(out) != rendered:
             raise InexactError("it shows a text otherwise than as it stands in the row")
         turns = (
-            replace(
-                _moved(turn, shifts),
-                parts=tuple(parts[number] for number in own),
-                omits_reasoning=omits,
-            )
-            for turn, own, omits in self.turns
+            _moved(turn, grown, before, tuple(parts[number] for number in own), omits)
+            for (turn, own, omits), before in zip(self.turns, self._slots_before, strict=True)
         )
-        return Rendered(rendered, tuple(turns))
+        return Rendered(rendered, tuple(turns), self.prompt_differs)
+
+    @functools.cached_property
+    def _slots_before(self) -> list[tuple[int, ...]]:
+        """How many slots end by each place of each turn: its begin, its end, its end token's."""
+        ends = [slot.end for slot in self.slots]
+        return [
+            tuple(bisect.bisect_right(ends, at) for at in (turn.start, turn.end, *(turn.eot or ())))
+            for turn, _, _ in self.turns
+        ]
 
 
 def _stripped(text: str, left: str | None) -> int:
     return 0 if left is None else len(text) - len(text.lstrip(left or None))
 
 
-def _moved(turn: Turn, shifts: Sequence[tuple[int, int]]) -> Turn:
+def _moved(
+    turn: Turn, grown: Sequence[int], before: Sequence[int], parts: tuple[Part, ...], omits: bool
+) -> Turn:
     """Return the turn with its places moved by what the texts before them have grown."""
-
-    def move(at: int) -> int:
-        before = bisect.bisect_right(shifts, at, key=lambda shift: shift[0])
-        return at + (shifts[before - 1][1] if before else 0)
-
-    eot = turn.eot and (move(turn.eot[0]), move(turn.eot[1]))
-    return Turn(turn.index, move(turn.start), move(turn.end), eot)
+    start, end = turn.start + grown[before[0]], turn.end + grown[before[1]]
+    eot = turn.eot and (turn.eot[0] + grown[before[2]], turn.eot[1] + grown[before[3]])
+    return Turn(turn.index, start, end, eot, parts, omits)

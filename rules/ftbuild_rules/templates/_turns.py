@@ -55,3 +55,5 @@ class Rendered:
 
     text: str
     turns: tuple[Turn, ...]
+    prompt_differs: bool = False
+    """The last answer's prompt, rendered alone, is not how the conversation begins."""

@@ -73,6 +73,11 @@ _SORTS = {
         "have a token that reaches over the edge of a trained text",
         "remove the white space at the edges of the answers",
     ),
+    "vocabulary": (
+        "E0837",
+        "have ids that the tokenizer does not know",
+        "make the rows with this model's tokenizer, or name the model they were made for",
+    ),
     "template_tokens": (
         "E0835",
         "have a token of the chat template that the tokenizer splits",

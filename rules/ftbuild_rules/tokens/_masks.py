@@ -6,19 +6,18 @@ counted. -100 is what the loss of PyTorch and Transformers leaves out.
 """
 
 import json
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ftbuild_rules.templates._skeleton import has_reasoning
 from ftbuild_rules.templates._turns import Part, Turn
+from ftbuild_rules.tokens._offsets import Offsets
 
 MASKED = -100
 
 EndOfTurn = Literal["all", "turn", "last", "none"]
 Span = tuple[int, int]
-Offsets = Sequence[Span]
 Message = dict[str, Any]
 
 
@@ -111,7 +110,8 @@ def _joined(spans: Iterable[Span]) -> list[Span]:
 class Labelled:
     """The labels of a row, and what is wrong with them."""
 
-    labels: list[int]
+    labels: Any
+    """As ids: an array of int32, -100 where a token is masked."""
     lacks_eot: bool
     """A turn that is trained on has no end token that the policy could train."""
     has_split_token: bool
@@ -121,34 +121,43 @@ class Labelled:
 
 
 def label_turns(
-    ids: Sequence[int],
+    ids: Any,
     offsets: Offsets,
     turns: Iterable[Turn],
     messages: Sequence[Message],
     policy: MaskPolicy,
 ) -> Labelled:
-    """Return the labels of a conversation's tokens.
-
-    `offsets` are the characters of each token.
-    """
-    labels = [MASKED] * len(ids)
+    """Return the labels of a conversation's tokens; `ids` is an array of int32."""
+    labels = _masked(ids)
     trained = policy.trained(messages)
+    plans = [
+        (turn, policy.spans(turn, messages[turn.index], turn.index in trained)) for turn in turns
+    ]
+    edges = [e for turn, spans in plans for s in (*spans, turn.eot or (0, 0)) for e in s]
+    cuts = iter(offsets.cuts(edges))
     lacks_eot = has_split_token = False
     omits: int | None = None
-    for turn in turns:
-        is_trained = turn.index in trained
-        ender = range(0) if turn.eot is None else _overlapping(offsets, *turn.eot)
-        for span in policy.spans(turn, messages[turn.index], is_trained):
-            tokens = _overlapping(offsets, *span)
-            labels[tokens.start : tokens.stop] = ids[tokens.start : tokens.stop]
-            has_split_token |= _is_split(offsets, span, ender)
+    for turn, spans in plans:
+        pairs = [(next(cuts), next(cuts)) for _ in (*spans, turn.eot)]
+        ender = range(0) if turn.eot is None else _tokens(*pairs[-1])
+        for pair in pairs[:-1]:
+            has_split_token |= _train(labels, ids, pair, ender)
         wants_eot = _wants_eot(policy.train_on_eot, turn.index, trained)
-        for place in ender:
-            labels[place] = ids[place] if wants_eot else MASKED
+        labels[ender.start : ender.stop] = ids[ender.start : ender.stop] if wants_eot else MASKED
+        is_trained = turn.index in trained
         lacks_eot |= wants_eot and is_trained and not ender
         if is_trained and turn.omits_reasoning and policy.train_on_reasoning:
             omits = turn.index if omits is None else omits
     return Labelled(labels, lacks_eot, has_split_token, omits)
+
+
+def label_spans(ids: Any, offsets: Offsets, spans: Iterable[Span]) -> Labelled:
+    """Return the labels of a text's tokens of which `spans` are trained on, in their order."""
+    labels = _masked(ids)
+    cuts = iter(offsets.cuts([edge for span in _joined(spans) for edge in span]))
+    # Each span's begin and end, two at a time.
+    splits = [_train(labels, ids, pair, range(0)) for pair in zip(cuts, cuts, strict=True)]
+    return Labelled(labels, lacks_eot=False, has_split_token=any(splits))
 
 
 def _wants_eot(choice: EndOfTurn, index: int, trained: Sequence[int]) -> bool:
@@ -159,18 +168,23 @@ def _wants_eot(choice: EndOfTurn, index: int, trained: Sequence[int]) -> bool:
     return choice == "all"
 
 
-def _overlapping(offsets: Offsets, start: int, end: int) -> range:
-    """Return the tokens that stand for a character from `start` up to `end`."""
-    first = bisect_right(offsets, start, key=lambda span: span[1])
-    stop = bisect_left(offsets, end, key=lambda span: span[0])
-    return range(first, max(first, stop))
+def _masked(ids: Any) -> Any:
+    import numpy
+
+    return numpy.full(len(ids), MASKED, numpy.int32)
 
 
-def _is_split(offsets: Offsets, span: Span, ender: range) -> bool:
-    """Say whether a token, the end token aside, reaches over an edge of the span."""
-    return any(
-        offsets[place][0] < edge < offsets[place][1]
-        for edge in span
-        for place in _overlapping(offsets, edge, edge + 1)
-        if place not in ender
-    )
+Cut = tuple[int, int]
+"""As `Offsets.cuts` gives it."""
+
+
+def _tokens(start: Cut, end: Cut) -> range:
+    """Return the tokens that stand for a character between two cuts."""
+    return range(start[0], max(start[0], end[1]))
+
+
+def _train(labels: Any, ids: Any, span: tuple[Cut, Cut], ender: range) -> bool:
+    """Train the tokens of a span; say whether one, the end token aside, reaches over its edge."""
+    tokens = _tokens(*span)
+    labels[tokens.start : tokens.stop] = ids[tokens.start : tokens.stop]
+    return any(ended < begun and ended not in ender for ended, begun in span)

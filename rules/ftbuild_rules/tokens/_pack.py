@@ -9,13 +9,13 @@ a trainer that attends across that border trains on something else than this.
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from ftbuild_rules.tokens._masks import MASKED
 
 Packing = Literal["bfd", "ffd", "wrapped"]
-Row = tuple[list[int], list[int]]
-PackedRow = tuple[list[int], list[int], list[int]]
+Row = tuple[Any, Any]
+PackedRow = tuple[Any, Any, list[int]]
 
 
 def pack(rows: Sequence[Row], packing: Packing, max_length: int) -> list[PackedRow]:
@@ -63,15 +63,15 @@ def _longest_first(lengths: Sequence[int]) -> list[int]:
 
 
 def _joined(rows: Iterable[Row]) -> PackedRow:
-    ids: list[int] = []
-    labels: list[int] = []
-    ends: list[int] = []
-    for document, marks in rows:
-        ids += document
-        # Nothing of its own comes before a document's first token to predict it.
-        labels += [MASKED, *marks[1:]]
-        ends.append(len(document))
-    return ids, labels, ends
+    import numpy
+
+    documents = list(rows)
+    ids = numpy.concatenate([ids for ids, _ in documents])
+    labels = numpy.concatenate([labels for _, labels in documents])
+    sizes = [len(ids) for ids, _ in documents]
+    # Nothing of its own comes before a document's first token to predict it.
+    labels[[0, *numpy.cumsum(sizes)[:-1]]] = MASKED
+    return ids, labels, sizes
 
 
 def _wrapped(rows: Sequence[Row], max_length: int) -> list[PackedRow]:

@@ -31,7 +31,7 @@ def preference_rows(
         if found is not None:
             numbers.append(number)
             texts.extend(found)
-            _lint_end(task, number, found, tally.findings)
+            lint_end(task, number, found[1:], tally.findings)
             lint_template_tokens(task, number, found[1], tally.findings)
     encoded = task.encoder.encode(texts)
     for place, number in enumerate(numbers):
@@ -63,8 +63,9 @@ def _texts(number: int, results: Sequence[Result], findings: Findings) -> _Texts
     return prompt, chosen, rejected
 
 
-def _lint_end(task: Task, number: int, texts: _Texts, findings: Findings) -> None:
-    if not all(text.rstrip().endswith(task.encoder.enders) for text in texts[1:]):
+def lint_end(task: Task, number: int, texts: Sequence[str], findings: Findings) -> None:
+    """Note a conversation that does not end with an end token."""
+    if not all(text.rstrip().endswith(task.encoder.enders) for text in texts):
         findings.add("end_of_turn", number)
 
 

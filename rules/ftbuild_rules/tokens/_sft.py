@@ -9,8 +9,19 @@ from ftbuild_rules.templates._turns import InexactError, Rendered, TemplateError
 from ftbuild_rules.tokens._encoder import Encoder
 from ftbuild_rules.tokens._findings import Findings
 from ftbuild_rules.tokens._masks import MASKED, Labelled, MaskPolicy, label_turns
+from ftbuild_rules.tokens._segments import given_rows, segment_rows
 
 Overflow = Literal["error", "drop", "truncate", "split"]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a solution's steps are written and told."""
+
+    separator: str
+    """Follows each step."""
+    last_only: bool
+    """Only the last step has a label."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,7 @@ class Task:
     """None: a row of any length is kept, for packing will cut it."""
     split_tokens: dict[str, int]
     """Special tokens of the template that the tokenizer splits, each with its number of tokens."""
+    steps: Steps
 
 
 @dataclass
@@ -40,18 +52,20 @@ class Tally:
     split: int = 0
 
 
-_Row = tuple[list[int], list[int]]
-"""Ids and labels."""
+_Row = tuple[Any, Any]
+"""Ids and labels, arrays of int32."""
 
 
 def sft_rows(
     task: Task, rows: Sequence[tuple[int, dict[str, Any]]], tally: Tally
 ) -> Iterator[_Row]:
     """Yield ids and labels of each row that is kept; `rows` are numbered within their shard."""
-    make = _text_rows if task.form == "text" else _message_rows
-    for number, ids, labelled in make(task, rows, tally.findings):
+    import numpy
+
+    for number, ids, labelled in _MAKERS[task.form](task, rows, tally.findings):
+        ids, labels = numpy.asarray(ids, numpy.int32), numpy.asarray(labelled.labels, numpy.int32)
         _lint(task, number, ids, labelled, tally.findings)
-        pieces = _fit(task, number, (ids, labelled.labels), tally)
+        pieces = _fit(task, number, (ids, labels), tally)
         if pieces and not any(_is_trainable(labels) for _, labels in pieces):
             tally.findings.add("no_trainable_tokens", number)
             pieces = pieces[:1]
@@ -79,15 +93,15 @@ def _fit(task: Task, number: int, row: _Row, tally: Tally) -> list[_Row]:
     return [(ids[:room], labels[:room])]
 
 
-def _is_trainable(labels: Sequence[int]) -> bool:
+def _is_trainable(labels: Any) -> bool:
     # The label of the first token is never used: nothing comes before it to predict it.
-    return any(label != MASKED for label in labels[1:])
+    return bool((labels[1:] != MASKED).any())
 
 
-_Numbered = tuple[int, list[int], Labelled]
+_Numbered = tuple[int, Any, Labelled]
 
 
-def _lint(task: Task, number: int, ids: list[int], labelled: Labelled, findings: Findings) -> None:
+def _lint(task: Task, number: int, ids: Any, labelled: Labelled, findings: Findings) -> None:
     if is_double_bos(task.encoder, ids):
         findings.add("double_bos", number)
     if labelled.lacks_eot:
@@ -101,7 +115,11 @@ def _lint(task: Task, number: int, ids: list[int], labelled: Labelled, findings:
 
 def is_double_bos(encoder: Encoder, ids: Sequence[int]) -> bool:
     """Say whether the ids begin with two BOS tokens."""
-    return encoder.bos_id is not None and list(ids[:2]) == [encoder.bos_id] * 2
+    return (
+        encoder.bos_id is not None
+        and len(ids) > 1
+        and bool(ids[0] == encoder.bos_id and ids[1] == encoder.bos_id)
+    )
 
 
 def _text_rows(
@@ -127,12 +145,36 @@ def _message_rows(
     rendered = _rendered(task, rows, findings)
     texts = [found.text for _, _, found in rendered]
     if task.train_on_inputs:
-        for (number, _, _), ids in zip(rendered, task.encoder.encode(texts), strict=True):
-            yield number, ids, Labelled(list(ids), lacks_eot=False, has_split_token=False)
+        for (number, _, _), ids in zip(rendered, task.encoder.encode_arrays(texts), strict=True):
+            yield number, ids, Labelled(ids, lacks_eot=False, has_split_token=False)
         return
     encoded = task.encoder.encode_with_offsets(texts)
     for (number, row, found), (ids, offsets) in zip(rendered, encoded, strict=True):
         yield number, ids, label_turns(ids, offsets, found.turns, row["messages"], task.policy)
+
+
+def _segment_rows(
+    task: Task, rows: Sequence[tuple[int, dict[str, Any]]], findings: Findings
+) -> Iterator[_Numbered]:
+    trains_eot = task.policy.train_on_eot != "none"
+    for number, ids, labelled in segment_rows(task.encoder, rows, trains_eot=trains_eot):
+        if task.train_on_inputs:
+            labelled = Labelled(list(ids), lacks_eot=False, has_split_token=False)
+        yield number, ids, labelled
+
+
+def _given_rows(
+    task: Task, rows: Sequence[tuple[int, dict[str, Any]]], findings: Findings
+) -> Iterator[_Numbered]:
+    return given_rows(task.encoder, rows, findings)
+
+
+_MAKERS = {
+    "text": _text_rows,
+    "messages": _message_rows,
+    "segments": _segment_rows,
+    "tokenized": _given_rows,
+}
 
 
 def _rendered(
@@ -150,6 +192,8 @@ def _rendered(
             findings.add("inexact", number, str(found))
         else:
             lint_template_tokens(task, number, found.text, findings)
+            if found.prompt_differs:
+                findings.add("prompt_prefix", number)
             out.append((number, row, found))
     return out
 

@@ -8,6 +8,7 @@ from ftbuild.api import Place, RuleError, Source
 from ftbuild_rules.templates import _named
 from ftbuild_rules.templates._defaults import with_defaults
 from ftbuild_rules.tokens._encoder import Encoder
+from ftbuild_rules.tokens._forms import FORMS
 
 
 class _Inputs(Protocol):
@@ -33,22 +34,22 @@ class _Params(Protocol):
 
 
 def resolve_template(form: str, encoder: Encoder, inputs: _Inputs, params: _Params) -> str | None:
-    """Return the text of the chat template; None for plain text.
+    """Return the text of the chat template; None for rows that go through none.
 
     Raises:
         RuleError: there is none, or none of that name, or more than one without a name.
     """
     label = inputs.model.label or "model"
-    if form == "text":
+    if not FORMS[form].uses_template:
         if inputs.chat_template_file is not None:
             raise RuleError(
-                "`chat_template_file` has no meaning for a dataset of form `text`",
+                f"`chat_template_file` has no meaning for a dataset of form `{form}`",
                 code="E0830",
                 where=Place(inputs.chat_template_file.spec),
-                why="all of a text is trained on",
+                why=FORMS[form].why,
                 fix="remove `chat_template_file`",
             )
-        if encoder.eos_id is None:
+        if encoder.eos_id is None and form in ("text", "segments"):
             raise RuleError(
                 "the tokenizer has no EOS token to end a text with",
                 code="E0831",

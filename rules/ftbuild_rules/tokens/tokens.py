@@ -1,8 +1,8 @@
 """`tokens`: a dataset and a model's tokenizer -> token ids and labels, ready to train on.
 
 Nothing is tokenized again later, so what stands here is what is trained on. Each shard of the
-dataset is a fragment of its own: an edit of one row tokenizes one shard. Conversations and texts
-become `input_ids` and `labels`, preference pairs `prompt_ids`, `chosen_ids`, `rejected_ids`.
+dataset is a fragment of its own: an edit of one row tokenizes one shard. What the rows
+of each form become is the table in `_forms.py`.
 
 {"input_ids": [1, 4093, 198, 19556, 17, 2], "labels": [-100, -100, -100, 19556, 17, 2]}
 """
@@ -10,6 +10,7 @@ become `input_ids` and `labels`, preference pairs `prompt_ids`, `chosen_ids`, `r
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,6 @@ from ftbuild.api import (
     Source,
     Tokens,
     hash_bytes,
-    hash_file,
     rule,
 )
 from ftbuild_rules.data._arrow import (
@@ -38,24 +38,18 @@ from ftbuild_rules.data._arrow import (
     shard_paths,
     write_index,
 )
+from ftbuild_rules.models._files import OF_THE_MODEL
 from ftbuild_rules.templates import _defaults
 from ftbuild_rules.templates._limits import LimitedRenderer
 from ftbuild_rules.templates._turns import BrokenTemplateError
-from ftbuild_rules.tokens._encoder import Encoder, load_encoder
+from ftbuild_rules.tokens._encoder import Encoder, open_encoder, settle
 from ftbuild_rules.tokens._findings import Allowable, ShardFindings, check_findings
+from ftbuild_rules.tokens._forms import FORMS, MASKS, STEPS
 from ftbuild_rules.tokens._masks import EndOfTurn, MaskPolicy
 from ftbuild_rules.tokens._pack import Packing
-from ftbuild_rules.tokens._sft import Overflow, RowLimitError, Task
+from ftbuild_rules.tokens._sft import Overflow, RowLimitError, Steps, Task
 from ftbuild_rules.tokens._shard import tokenize_shard
 from ftbuild_rules.tokens._template import resolve_template, split_tokens, with_eot_tokens
-
-_TEMPLATES = (
-    "chat_template",
-    "chat_template_jinja",
-    "default_system_message",
-    "template_variables",
-)
-_MASKS = ("train_on", "last_turn_only", "train_on_reasoning", "train_on_tool_calls")
 
 
 class TokensInputs(Inputs):
@@ -71,6 +65,8 @@ class TokensInputs(Inputs):
 
 class TokensParams(Params):
     """What is trained on, and how long a row may be."""
+
+    elsewhere = OF_THE_MODEL
 
     train_on: tuple[Literal["system", "user", "assistant", "tool"], ...] = Field(
         default=("assistant",), min_length=1
@@ -124,6 +120,12 @@ class TokensParams(Params):
     """Variables that the chat template reads: `template_variables = { enable_thinking = false }`.
     They become part of the chat template, as its defaults."""
 
+    step_separator: str = Field(default="\n", min_length=1)
+    """What follows each step of a `stepwise` row; the step's label stands at its last token."""
+
+    train_on_last_step_only: bool = False
+    """Of a `stepwise` row, only the last step's label counts."""
+
     allow: tuple[Allowable, ...] = ()
     """Findings that are no errors here: rows with `no_trainable_tokens`, turns whose
     `end_of_turn` is never trained, `double_bos`, `equal_pairs` of answers, a prompt that is no
@@ -139,7 +141,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: TokensParams) -> None:
         AttributeProblem: one does.
     """
     if params.train_on_inputs:
-        for name in _set_names(params, (*_MASKS, "train_on_eot")):
+        for name in _set_names(params, (*MASKS, "train_on_eot")):
             raise AttributeProblem(
                 name,
                 f"`{name}` has no effect: `train_on_inputs` trains every token",
@@ -175,13 +177,12 @@ def _set_names(params: TokensParams, names: Iterable[str]) -> list[str]:
 
 
 @rule(
-    version=1,
+    version=2,
     output=Tokens,
     pins=("jinja2", "pyarrow", "tokenizers", "transformers"),
     preload=(
         "pyarrow",
         "tokenizers",
-        "transformers.models.auto.tokenization_auto",
         "transformers.utils.chat_template_utils",
     ),
     check=check,
@@ -190,7 +191,10 @@ def _set_names(params: TokensParams, names: Iterable[str]) -> list[str]:
 def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
     """Tokenize a dataset with a model's tokenizer and chat template, and mask it exactly."""
     index = json.loads((inputs.dataset.path / "dataset.json").read_bytes())
-    encoder = load_encoder(inputs.model.path, inputs.model.label or "model")
+    settled = ctx.once(
+        partial(settle, inputs.model.path, inputs.model.label or "model"), "tokenizer", of="dataset"
+    )
+    encoder = open_encoder(settled)
     label = inputs.dataset.label or "dataset"
     _check_form(index["form"], params, label)
     encoder = with_eot_tokens(encoder, params.eot_tokens, inputs.model.label or "model")
@@ -204,6 +208,7 @@ def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
         max_length=params.max_length,
         overflow=None if params.packing == "wrapped" else params.overflow,
         split_tokens=split_tokens(template or "", encoder),
+        steps=Steps(params.step_separator, params.train_on_last_step_only),
     )
 
     def shard(piece: Piece, out: Path) -> dict[str, Any]:
@@ -218,15 +223,14 @@ def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
             raise _template_error("goes over a limit", str(error), place) from error
 
     try:
-        fragments = ctx.fragments(shard, _pieces(inputs.dataset.path, index), of="dataset")
+        fragments = ctx.fragments(shard, _pieces(ctx, inputs.dataset.path, index), of="dataset")
     finally:
         if task.renderer is not None:
             task.renderer.close()
     _check_values([fragment.value for fragment in fragments], params, index["rows"], label)
     totals = _assemble(ctx, fragments, params)
-    is_pair = index["form"] == "preference"
     totals |= {
-        "form": "preference" if is_pair else "sft",
+        "form": FORMS[index["form"]].name,
         "max_length": params.max_length,
         "chat_template": hash_bytes(template.encode()) if template is not None else None,
     }
@@ -249,12 +253,12 @@ def _policy(params: TokensParams) -> MaskPolicy:
     )
 
 
-def _pieces(dataset: Path, index: dict[str, Any]) -> list[Piece]:
+def _pieces(ctx: Context, dataset: Path, index: dict[str, Any]) -> list[Piece]:
     """Return a piece for each shard: its path, and the number of its first row for messages."""
     starts = itertools.accumulate((rows for _, rows in index["shards"]), initial=0)
     paths = shard_paths(dataset)
     return [
-        Piece(hash_file(path), (str(path), start))
+        Piece(ctx.digest(path), (str(path), start))
         for path, start in zip(paths, starts, strict=False)
     ]
 
@@ -275,28 +279,22 @@ def _check_form(form: str, params: TokensParams, label: str) -> None:
     Raises:
         RuleError: one does not.
     """
-    masks = (*_MASKS, "train_on_inputs")
-    unused = {
-        "messages": (),
-        "text": (*masks, *_TEMPLATES, "eot_tokens"),
-        "preference": (*masks, "train_on_eot", "packing"),
-    }
-    if form == "preference" and params.overflow == "split":
+    known = FORMS[form]
+    if params.overflow in known.no_overflow:
+        others = [choice for choice in ("drop", "truncate") if choice not in known.no_overflow]
         raise RuleError(
-            '`overflow = "split"` has no meaning for a dataset of form `preference`',
+            f'`overflow = "{params.overflow}"` has no meaning for a dataset of form `{form}`',
             code="E0830",
             where=Place(label),
-            why="the second half of an answer is no answer to the prompt",
-            fix='use "drop" or "truncate"',
+            why=known.why_overflow,
+            fix="use " + " or ".join(f'"{choice}"' for choice in others),
         )
-    for name in _set_names(params, unused[form]):
+    for name in _set_names(params, known.unused):
         raise RuleError(
             f"`{name}` has no meaning for a dataset of form `{form}`",
             code="E0830",
             where=Place(label),
-            why="all of a text is trained on"
-            if form == "text"
-            else "of a preference pair the two answers are trained on",
+            why="rows of form `stepwise` alone have steps" if name in STEPS else known.why,
             fix=f"remove `{name}`",
         )
 

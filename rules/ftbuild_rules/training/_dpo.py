@@ -4,7 +4,12 @@ from typing import Any
 
 from ftbuild.api import File, Tokens
 from ftbuild_rules.training import _loop
-from ftbuild_rules.training._reference import Reference, ReferencedInputs, read_reference
+from ftbuild_rules.training._reference import (
+    Reference,
+    ReferencedInputs,
+    read_reference,
+    require_still_base,
+)
 
 
 def train_pairs(
@@ -14,6 +19,7 @@ def train_pairs(
 
     The reference is what the policy is before the first step. Dropout is off in both, as in TRL.
     """
+    require_still_base(inputs.adapter, inputs.reference)
     ld_alpha = settings.get("ld_alpha")
     given = {"train_dataset": _rows(run, inputs, ld_alpha)}
     if run.eval_data is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ftbuild_rules.models._safetensors import read_tensors, write_tensors
 from ftbuild_rules.models._torch import load_tensor, spec_of, tensor_bytes
+from ftbuild_rules.training._launch import is_first
 from ftbuild_rules.training._settings import TrainingParams
 
 _NAME = "best.safetensors"
@@ -60,7 +61,7 @@ def evaluations(params: TrainingParams, scratch: Path) -> Any:
         ) -> None:
             evaluated = evaluated_in(state)
             best = best_of(evaluated)
-            if params.keep == "best" and best is evaluated[-1]:
+            if params.keep == "best" and best is evaluated[-1] and is_first():
                 keep_weights(model, scratch)
             since = len(evaluated) - 1 - evaluated.index(best)
             if params.early_stopping is not None and since >= params.early_stopping:

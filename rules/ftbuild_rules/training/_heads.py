@@ -8,12 +8,11 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ftbuild.api import Inputs, Model, Place, RewardModel, RuleError, Tokens
+from ftbuild.api import Inputs, Model, Place, QuantizedModel, RewardModel, RuleError, Tokens
+from ftbuild_rules.quantization._dequantize import Base
+from ftbuild_rules.quantization._load import HEAD_NAMES, load_network
 from ftbuild_rules.training import _loop
 from ftbuild_rules.training._lora import CONFIG_NAME, lora_config
-
-_NAMES = ("score", "classifier")
-"""What Transformers calls the head, by architecture."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Head:
 class HeadInputs(Inputs):
     """What a judge is trained on."""
 
-    model: Model
+    model: Model | QuantizedModel
     """The base model, whose weights stay as they are when an adapter is trained."""
     adapter: RewardModel | None = None
     """Continue this one, trained by the same rule with `lora` on the same model."""
@@ -73,13 +72,14 @@ def load_judge(run: _loop.Run, head: Head) -> Any:
         "TOKEN_CLS": transformers.AutoModelForTokenClassification,
     }
 
-    def load(model: Model, dtype: Any, attention: str) -> Any:
-        return classes[head.task].from_pretrained(
-            model.path,
+    def load(model: Base, dtype: Any, attention: str) -> Any:
+        return load_network(
+            classes[head.task],
+            model,
             dtype=dtype,
             attn_implementation=attention,
             num_labels=head.num_labels,
-            local_files_only=True,
+            new_layers=HEAD_NAMES,
         )
 
     transformers.utils.logging.set_verbosity_error()  # a new head is meant
@@ -87,8 +87,11 @@ def load_judge(run: _loop.Run, head: Head) -> Any:
     if run.params.lora is not None:
         from peft import get_peft_model
 
-        name = next(name for name in _NAMES if hasattr(model, name))
-        model = get_peft_model(model, lora_config(run.params.lora, task=head.task, heads=(name,)))
+        name = next(name for name in HEAD_NAMES if hasattr(model, name))
+        model = get_peft_model(
+            model,
+            lora_config(run.params.lora, task=head.task, heads=(name,), rows=run.token_rows),
+        )
     for parameter in model.parameters():
         if parameter.requires_grad:  # a head beside coarse frozen weights
             parameter.data = parameter.data.float()

@@ -42,6 +42,9 @@ def train_own(
             found, figures = loss(model, inputs, num_items_in_batch)
             for name, value in figures.items():
                 self.figures[name if model.training else f"eval_{name}"].append(value)
+            if num_items_in_batch is not None:
+                # A sum over this process's labels by the number of all: gradients are averaged.
+                found = found * self.accelerator.num_processes
             return (found, {}) if return_outputs else found
 
         def prediction_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> Any:

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ftbuild.api import Artifact, AttributeProblem, File, Model, Place, RuleError, Tokens
+from ftbuild.api import Adapter, Artifact, AttributeProblem, File, Place, RuleError, Tokens
 from ftbuild_rules.data._arrow import read_table, shard_paths
+from ftbuild_rules.quantization._dequantize import Base
 from ftbuild_rules.training import _settings
+from ftbuild_rules.training._lora import CONFIG_NAME, MOVES_BASE, Lora
 from ftbuild_rules.training._settings import TrainingInputs, TrainingParams
 
 INDEX_NAME = "reference.json"
@@ -45,7 +47,7 @@ class Reference:
     @classmethod
     def of(
         cls,
-        inputs: tuple[Model, Artifact | None, Tokens],
+        inputs: tuple[Base, Artifact | None, Tokens],
         *,
         dtype: str,
         kl: dict[str, int] | None = None,
@@ -64,6 +66,8 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: TrainingParams) -> None:
         AttributeProblem: there are such.
     """
     _settings.check(kinds, params)
+    if params.lora is not None and "reference" not in kinds:
+        require_unmoved(params.lora)
     if "eval_reference" in kinds and not {"reference", "eval_data"} <= set(kinds):
         raise AttributeProblem(
             "eval_reference",
@@ -75,6 +79,41 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: TrainingParams) -> None:
             "reference",
             "with `reference` no reference model is loaded, so `eval_data` needs `eval_reference`",
             "add a `reference_logprobs` target on `eval_data` and name it as `eval_reference`",
+        )
+
+
+def require_unmoved(lora: Lora) -> None:
+    """Refuse adapters without which the base is no longer what it was before the first step.
+
+    Raises:
+        AttributeProblem: it is such a one.
+    """
+    moved = f'init = "{lora.init}"' if lora.init in MOVES_BASE else None
+    moved = f'bias = "{lora.bias}"' if lora.bias != "none" else moved
+    if moved:
+        raise AttributeProblem(
+            "lora",
+            f"`lora.{moved}` changes weights of the base, which is the reference here",
+            "begin in another way, or name a `reference_logprobs` target as `reference`",
+        )
+
+
+def require_still_base(adapter: Adapter | None, given: File | None) -> None:
+    """Refuse to continue an adapter that trains biases of the base, which the reference shares.
+
+    Raises:
+        RuleError: E0909.
+    """
+    if adapter is None or given is not None:
+        return
+    settings = json.loads((adapter.path / CONFIG_NAME).read_bytes())
+    if settings.get("bias", "none") != "none":
+        raise RuleError(
+            f"`{adapter.label or 'adapter'}` trains biases of the base, and the reference has "
+            "the same ones: it would move along",
+            code="E0909",
+            where=Place(path=CONFIG_NAME),
+            fix="add a `reference_logprobs` target and name it as `reference`",
         )
 
 

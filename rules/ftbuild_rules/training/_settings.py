@@ -1,5 +1,6 @@
 """The attributes that every training method has, under one name in all of them."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,19 +12,23 @@ from ftbuild.api import (
     Inputs,
     Model,
     Params,
+    QuantizedModel,
     Tokens,
 )
+from ftbuild_rules.models._files import OF_THE_MODEL
+from ftbuild_rules.training._launch import Launch, check_launch
 from ftbuild_rules.training._lora import Lora
 
-PINS = ("torch", "transformers", "peft", "trl", "accelerate")
+PINS = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 PRELOAD = ("torch", "transformers", "peft", "trl")
 
 
 class TrainingInputs(Inputs):
     """What a method trains on."""
 
-    model: Model
-    """The base model, whose weights stay as they are when an adapter is trained."""
+    model: Model | QuantizedModel
+    """The base model, whose weights stay as they are when an adapter is trained; a quantized one
+    always does (QLoRA)."""
     adapter: Adapter | None = None
     """Continue this adapter of `model`."""
     data: Tokens
@@ -34,6 +39,8 @@ class TrainingInputs(Inputs):
 
 class TrainingParams(Params):
     """How a method trains."""
+
+    elsewhere = OF_THE_MODEL
 
     epochs: float = Field(3.0, gt=0)
     """How often each row is seen."""
@@ -83,12 +90,14 @@ class TrainingParams(Params):
         "sgd",
     ] = "adamw_torch_fused"
     """As Transformers names it. Those of 8 bits hold their state in an eighth of the memory, the
-    paged ones outside the GPU when it is full."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """The type to compute in. What is trained is kept in float32; with `bfloat16` the frozen
-    weights are held in bfloat16 and the rest is mixed precision."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Implementation of attention."""
+    paged ones outside the GPU when it is full, for which there must be one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The type to compute in. What is trained is kept in float32; with the others the frozen
+    weights are held in that type and the rest is mixed precision. `float16` needs a GPU."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Implementation of attention; `flash_attention_2` needs a GPU and the extra `flash-attn`."""
+    liger: bool = False
+    """Use Liger's kernels, which need a GPU and the extra `liger`: less memory and time."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     other_template: bool = False
@@ -102,6 +111,8 @@ class TrainingParams(Params):
     `resources = { cpus = N }` as well."""
     lora: Lora | None = None
     """Train a new adapter with these settings."""
+    launch: Launch | None = None
+    """Train in several processes at once."""
     evaluate_every: int | None = Field(None, ge=1)
     """Measure the loss on `eval_data` every so many steps and at the end; each epoch if not
     given."""
@@ -135,12 +146,25 @@ def output_kind(kinds: Mapping[str, tuple[str, ...]], params: Any) -> type[Artif
 
 def check(kinds: Mapping[str, tuple[str, ...]], params: Any) -> None:
     """Refuse attributes that exclude each other."""
+    if "quantized_model" in kinds["model"] and params.lora is None and "adapter" not in kinds:
+        raise AttributeProblem(
+            "model",
+            "`model` is quantized, and quantized weights cannot be trained",
+            "add `lora = { r = 16 }` to train an adapter; to train all weights, name the model "
+            "that it was quantized from",
+        )
     if params.lora is not None and "adapter" in kinds:
         raise AttributeProblem(
             "lora",
             "`lora` makes a new adapter and `adapter` continues one; both cannot be",
             "remove `lora` to continue the adapter; to put a new one on top of it, `merge` it and "
             "name the merged model as `model`",
+        )
+    if params.attention == "flash_attention_2" and params.dtype == "float32":
+        raise AttributeProblem(
+            "attention",
+            "`flash_attention_2` does not compute in float32",
+            'set `dtype = "bfloat16"`, or `attention = "sdpa"`',
         )
     if params.max_steps is not None and "epochs" in params.model_fields_set:
         raise AttributeProblem(
@@ -154,6 +178,8 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: Any) -> None:
             )
     if params.lora is not None:
         _check_lora(params.lora)
+    if params.launch is not None:
+        check_launch(params.launch, keep=params.keep)
 
 
 def _check_schedule(params: Any) -> None:
@@ -174,18 +200,44 @@ def _check_schedule(params: Any) -> None:
 
 
 def _check_lora(lora: Lora) -> None:
-    if not lora.target_modules:
+    targets = lora.target_modules
+    if not targets:
         raise AttributeProblem("lora", "`lora.target_modules` is empty", 'write "all-linear"')
-    if "lm_head" in lora.target_modules and lora.target_modules != "all-linear":
+    if isinstance(targets, str):
+        try:
+            re.compile(targets)
+        except re.error as error:
+            raise AttributeProblem(
+                "lora",
+                f"`lora.target_modules` is no regular expression: {error}",
+                'write names as a list, as in ["q_proj", "v_proj"]',
+            ) from error
+    elif "lm_head" in targets:
         raise AttributeProblem(
             "lora",
             "`lm_head` cannot be adapted: the losses use its weights directly, so the adapter "
             "would never be trained",
             'remove it from `target_modules`, or train it whole: modules_to_save = ["lm_head"]',
         )
-    if both := set(lora.modules_to_save) & set(lora.target_modules):
+    elif both := set(lora.modules_to_save) & set(targets):
         raise AttributeProblem(
             "lora",
             f"`{min(both)}` stands in `target_modules` and in `modules_to_save`",
             "name it in one of the two",
         )
+    _check_start(lora)
+
+
+def _check_start(lora: Lora) -> None:
+    """Refuse a way to begin that these ranks do not have."""
+    if lora.pissa_iterations is not None and lora.init != "pissa":
+        raise AttributeProblem(
+            "lora", "`lora.pissa_iterations` belongs to PiSSA", 'remove it, or set init = "pissa"'
+        )
+    odd = [rank for rank in (lora.r, *lora.rank_pattern.values()) if rank % 2]
+    if lora.init == "orthogonal" and odd:
+        raise AttributeProblem(
+            "lora", f'`init = "orthogonal"` needs an even rank; found {odd[0]}', "add one"
+        )
+    if any(rank < 1 for rank in lora.rank_pattern.values()):
+        raise AttributeProblem("lora", "a rank in `lora.rank_pattern` is below 1", "give 1 or more")

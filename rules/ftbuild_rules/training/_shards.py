@@ -1,4 +1,4 @@
-"""Tokens as training reads them: memory-mapped, in row order, checked before a model is loaded.
+r"""Tokens as training reads them: memory-mapped, in row order, checked before a model is loaded.
 
 One row of SFT tokens: {"input_ids": [1, 9, 4, 2], "labels": [-100, -100, 4, 2]}.
 A packed row has {"seq_lengths": [2, 2]} besides: where each of its documents ends.
@@ -6,24 +6,28 @@ One row of preference tokens: {"prompt_ids": [1, 9], "chosen_ids": [4, 2], "reje
 One row of unpaired tokens: {"prompt_ids": [1, 9], "completion_ids": [4, 2], "label": True}.
 One row of stepwise tokens, labelled 1 or 0 where a right or wrong step ends:
 {"input_ids": [1, 9, 4, 8, 5, 8], "labels": [-100, -100, -100, 1, -100, 0]}.
+One row of prompts, with its other columns as JSON:
+{"prompt_ids": [1, 9], "metadata": "{\"answer\":\"4\"}"}.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ftbuild.api import Model, Place, RuleError, Tokens
+from ftbuild.api import Artifact, Place, RuleError, Tokens
 from ftbuild_rules.models._files import TEMPLATE_NAME
+from ftbuild_rules.quantization._dequantize import Base
 
-Form = Literal["sft", "preference", "unpaired", "stepwise"]
+Form = Literal["sft", "preference", "unpaired", "stepwise", "prompts"]
 COLUMNS: dict[Form, tuple[str, ...]] = {
     "sft": ("input_ids", "labels"),
     "preference": ("prompt_ids", "chosen_ids", "rejected_ids"),
     "unpaired": ("prompt_ids", "completion_ids", "label"),
     "stepwise": ("input_ids", "labels"),
+    "prompts": ("prompt_ids", "metadata"),
 }
 _SOURCES = {"sft": "messages", "preference": "preference"}
 """The form of the dataset that tokens are made of, where it has another name."""
@@ -111,9 +115,11 @@ def read_tokens(tokens: Tokens, form: Form, *, rule: str) -> TokenRows:
 
 
 def require_fit(
-    rows: TokenRows, model: Model, *, settings: Mapping[str, Any] | None = None
+    rows: TokenRows, model: Base, *, settings: Mapping[str, Any] | None = None, room: int = 0
 ) -> None:
     """Refuse rows that `model` cannot be trained on; `settings` are laid over its config.
+
+    Behind each row there must be `room` for so many more tokens.
 
     Raises:
         RuleError: E0903: a row is longer than the model's context; E0904: an id is not in its
@@ -123,15 +129,18 @@ def require_fit(
     config = {**config, **config.get("text_config", {}), **(settings or {})}
     for lengths, first in _row_lengths(rows):
         context = config.get("max_position_embeddings")
-        if context is not None and (too_long := (lengths > context).nonzero()[0]).size:
+        if context is not None and (too_long := (lengths + room > context).nonzero()[0]).size:
             row = int(too_long[0])
+            more = f", and {room} may follow" if room else ""
             raise _row_error(
                 rows,
                 first + row,
-                f"row {first + row} of `{rows.label}` has {int(lengths[row])} tokens; the model "
-                f"reads at most {context}",
+                f"row {first + row} of `{rows.label}` has {int(lengths[row])} tokens{more}; the "
+                f"model reads at most {context}",
                 code="E0903",
-                fix=f"set `max_length = {context}` on `{rows.label}`",
+                fix=f"set `max_length = {context - room}` on `{rows.label}`"
+                if room < context
+                else f"the tokens that follow must be fewer than {context}",
             )
     _require_ids(rows, int(config["vocab_size"]))
     if rows.is_packed:
@@ -150,31 +159,59 @@ def template_digest(text: str) -> str:
     return hashlib.sha256(re.sub(marks, "", text).encode()).hexdigest()
 
 
-def has_other_template(rows: TokenRows, model: Model) -> bool:
-    """Say whether the rows were rendered by another chat template than the model's."""
-    path = model.path / TEMPLATE_NAME
+def own_template(owner: Artifact) -> str:
+    """Return the chat template that a model or an adapter carries, nothing where it has none."""
+    path = owner.path / TEMPLATE_NAME
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def has_other_template(rows: TokenRows, owner: Artifact) -> bool:
+    """Say whether the rows were rendered by another chat template than the owner's."""
     if rows.template is None:
         return False
-    own = path.read_text(encoding="utf-8") if path.exists() else ""
-    return template_digest(rows.template) != template_digest(own)
+    return template_digest(rows.template) != template_digest(own_template(owner))
 
 
-def require_template(rows: TokenRows, model: Model) -> None:
-    """Refuse rows that another chat template rendered.
+def require_template(rows: TokenRows, model: Base, adapter: Artifact | None = None) -> None:
+    """Refuse rows that another chat template rendered than the one that is to be continued.
+
+    That is the adapter's, where it carries one: it was trained with another than the model's.
 
     Raises:
         RuleError: E0902.
     """
-    if has_other_template(rows, model):
+    owner = model if adapter is None or not own_template(adapter) else adapter
+    if has_other_template(rows, owner):
         raise RuleError(
             f"`{rows.label}` was rendered by another chat template than the one of "
-            f"`{model.label or 'model'}`",
+            f"`{owner.label or owner.kind}`",
             code="E0902",
             where=Place(path=rows.label),
             why="the trained model would be asked in a form that it was not trained on",
             fix="take the tokens' `chat_template` away; or set `other_template = true` here, and "
-            "what is trained carries the tokens' template",
+            "what is trained carries the tokens' template"
+            if owner is model
+            else f"give the tokens the template of `{owner.label or owner.kind}`; or set "
+            "`other_template = true` here, and what is trained carries the tokens' template",
         )
+
+
+def require_one_template(rows: Sequence[TokenRows]) -> None:
+    """Refuse rows for evaluation that another chat template rendered than those for training.
+
+    Raises:
+        RuleError: E0902.
+    """
+    rendered = [each for each in rows if each.template is not None]
+    for each in rendered[1:]:
+        if template_digest(each.template or "") != template_digest(rendered[0].template or ""):
+            raise RuleError(
+                f"`{each.label}` was rendered by another chat template than `{rendered[0].label}`",
+                code="E0902",
+                where=Place(path=each.label),
+                why="its loss would be that of a form that was not trained",
+                fix="give both `tokens` targets the same `chat_template`",
+            )
 
 
 def _chunks(rows: TokenRows, name: str) -> Iterator[tuple[Any, Any, int]]:
@@ -197,8 +234,10 @@ def _row_lengths(rows: TokenRows) -> Iterator[tuple[Any, int]]:
         return
     columns = [_chunks(rows, name) for name in ("prompt_ids", *_completions(rows))]
     for (_, prompt, first), *completions in zip(*columns, strict=True):
-        longest = np.maximum.reduce([np.diff(bounds) for _, bounds, _ in completions])
-        yield np.diff(prompt) + longest, first
+        lengths = np.diff(prompt)
+        if completions:
+            lengths = lengths + np.maximum.reduce([np.diff(b) for _, b, _ in completions])
+        yield lengths, first
 
 
 def _completions(rows: TokenRows) -> tuple[str, ...]:
@@ -212,7 +251,7 @@ def _require_ids(rows: TokenRows, vocab_size: int) -> None:
     if rows.form == "stepwise":
         _require_step_labels(rows)
     for name in COLUMNS[rows.form]:
-        if name == "label" or (name == "labels" and rows.form == "stepwise"):
+        if name in ("label", "metadata") or (name == "labels" and rows.form == "stepwise"):
             continue
         lowest = _MASKED if name == "labels" else 0
         for values, bounds, first in _chunks(rows, name):
@@ -273,6 +312,9 @@ def _require_trainable(rows: TokenRows) -> None:
     """
     import numpy as np
 
+    if rows.form == "prompts":
+        _require_prompts(rows)
+        return
     empty: list[int] = []
     has_labels = "labels" in COLUMNS[rows.form]
     if has_labels:
@@ -299,3 +341,18 @@ def _require_trainable(rows: TokenRows) -> None:
             fix=f"look at `ftbuild inspect {rows.label} --row {row}`; check `train_on` and "
             "`max_length`",
         )
+
+
+def _require_prompts(rows: TokenRows) -> None:
+    import numpy as np
+
+    for _, bounds, first in _chunks(rows, "prompt_ids"):
+        if (empty := (np.diff(bounds) == 0).nonzero()[0]).size:
+            row = first + int(empty[0])
+            raise _row_error(
+                rows,
+                row,
+                f"row {row} of `{rows.label}` has no prompt",
+                code="E0905",
+                fix="remove it",
+            )

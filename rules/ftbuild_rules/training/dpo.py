@@ -16,6 +16,7 @@ from typing import Literal
 from ftbuild.api import AttributeProblem, Context, Field, rule
 from ftbuild_rules.training import _loop, _reference
 from ftbuild_rules.training._dpo import train_pairs
+from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._reference import ReferencedInputs
 from ftbuild_rules.training._settings import (
     PINS,
@@ -135,6 +136,8 @@ def dpo(ctx: Context, inputs: DpoInputs, params: DpoParams) -> None:
     reference is always the state before the first step.
     """
     run = _loop.prepare(ctx, inputs, params, form="preference", rule="dpo")
+    if done_in_processes(run, "dpo"):
+        return
     _loop.make_deterministic(params)
     train_pairs(
         run,

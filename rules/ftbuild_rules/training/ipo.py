@@ -13,6 +13,7 @@ The reference is what the policy was before the first step, as in `dpo`.
 from ftbuild.api import Context, Field, rule
 from ftbuild_rules.training import _loop
 from ftbuild_rules.training._dpo import train_pairs
+from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._reference import ReferencedInputs, check
 from ftbuild_rules.training._settings import (
     PINS,
@@ -44,5 +45,7 @@ def ipo(ctx: Context, inputs: IpoInputs, params: IpoParams) -> None:
     reference is always the state before the first step.
     """
     run = _loop.prepare(ctx, inputs, params, form="preference", rule="ipo")
+    if done_in_processes(run, "ipo"):
+        return
     _loop.make_deterministic(params)
     train_pairs(run, inputs, zero_is_wrong=True, beta=params.beta, loss_type=["ipo"])

@@ -17,11 +17,13 @@ from typing import Any, Literal
 from ftbuild.api import AttributeProblem, Context, Field, File, RuleError, Tokens, rule
 from ftbuild_rules.training import _loop, _reference
 from ftbuild_rules.training._dpo import second_copy
+from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._reference import (
     Reference,
     ReferencedInputs,
     read_kl,
     read_reference,
+    require_still_base,
 )
 from ftbuild_rules.training._settings import (
     PINS,
@@ -78,6 +80,9 @@ def kto(ctx: Context, inputs: KtoInputs, params: KtoParams) -> None:
     """
     run = _loop.prepare(ctx, inputs, params, form=pair_or_single(inputs.data), rule="kto")
     _require_both(run.data)
+    require_still_base(inputs.adapter, inputs.reference)
+    if done_in_processes(run, "kto"):
+        return
     has_kl = params.loss == "kto"
     given = {"train_dataset": _dataset(run, inputs.data, run.data, inputs.reference, has_kl=has_kl)}
     if run.eval_data is not None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ftbuild.api import AttributeProblem, Context, Field, rule
 from ftbuild_rules.training import _loop, _settings
-from ftbuild_rules.training._lora import lora_config
+from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._own import next_token_logps, pad_id, padded, train_own
 from ftbuild_rules.training._settings import (
     PINS,
@@ -73,12 +73,14 @@ def orpo(ctx: Context, inputs: OrpoInputs, params: OrpoParams) -> None:
     With `adapter` that one further, with `lora` a new adapter, with neither all weights.
     """
     run = _loop.prepare(ctx, inputs, params, form="preference", rule="orpo")
+    if done_in_processes(run, "orpo"):
+        return
     _loop.make_deterministic(params)
     model = _loop.load_policy(run)
     if params.lora is not None:
         from peft import get_peft_model
 
-        model = get_peft_model(model, lora_config(params.lora))
+        model = get_peft_model(model, _loop.peft_config(run))
     _switch_off_dropout(model)
     _loop.save(run, train_own(run, model, _loss(params), _collator(pad_id(run))))
 

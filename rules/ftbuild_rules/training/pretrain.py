@@ -7,8 +7,10 @@ micro-batches of a step share one denominator.
 from collections.abc import Mapping
 from typing import Any
 
-from ftbuild.api import AttributeProblem, Context, Field, Model, RuleError, rule
+from ftbuild.api import AttributeProblem, Context, Field, RuleError, rule
+from ftbuild_rules.quantization._dequantize import Base
 from ftbuild_rules.training import _loop, _settings
+from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._packing import train_documents
 from ftbuild_rules.training._settings import (
     PINS,
@@ -69,6 +71,8 @@ def pretrain(ctx: Context, inputs: PretrainInputs, params: PretrainParams) -> No
     With `lora` a new adapter, with `adapter` that one further, with neither all weights.
     """
     run = _loop.prepare(ctx, inputs, params, form="sft", rule="pretrain", settings=params.config)
+    if done_in_processes(run, "pretrain"):
+        return
     _loop.make_deterministic(params)
     load = _loop.load_base if params.config is None else _random(params.config)
     model = train_documents(run, _loop.load_policy(run, load))
@@ -82,7 +86,7 @@ def _random(settings: Mapping[str, Any]) -> _loop.LoadModel:
         RuleError: E0912: there is no such setting, or they do not go together.
     """
 
-    def load(model: Model, dtype: Any, attention: str) -> Any:
+    def load(model: Base, dtype: Any, attention: str) -> Any:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         config = AutoConfig.from_pretrained(model.path, local_files_only=True)

@@ -19,6 +19,7 @@ from ftbuild_rules.training._heads import (
     require_adapter,
     save_judge,
 )
+from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._own import pad_id, padded, train_own
 from ftbuild_rules.training._settings import PINS, PRELOAD, TrainingParams, check
 
@@ -46,6 +47,8 @@ def prm(ctx: Context, inputs: PrmInputs, params: PrmParams) -> None:
     """
     require_adapter(inputs.adapter, _HEAD)
     run = _loop.prepare(ctx, inputs, params, form="stepwise", rule="prm")
+    if done_in_processes(run, "prm"):
+        return
     _loop.make_deterministic(params)
     model = load_judge(run, _HEAD)
     model = train_own(run, model, _loss, _collator(pad_id(run)), counts_labels=True)

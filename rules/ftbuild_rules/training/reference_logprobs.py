@@ -16,6 +16,7 @@ from ftbuild.api import (
     Inputs,
     Model,
     Params,
+    QuantizedModel,
     RuleError,
     Tokens,
     canonical_json,
@@ -24,6 +25,7 @@ from ftbuild.api import (
 from ftbuild_rules.data._arrow import shard_name, write_batch
 from ftbuild_rules.training import _loop
 from ftbuild_rules.training._lora import require_base
+from ftbuild_rules.training._machine import require_machine
 from ftbuild_rules.training._own import next_token_logps, padded
 from ftbuild_rules.training._reference import INDEX_NAME, KL_NAME, Reference
 from ftbuild_rules.training._settings import PINS, PRELOAD
@@ -39,7 +41,7 @@ _Pair = tuple[list[int], list[int]]
 class ReferenceLogprobsInputs(Inputs):
     """Whose log-probabilities, of what."""
 
-    model: Model
+    model: Model | QuantizedModel
     """The base model."""
     adapter: Adapter | None = None
     """An adapter of `model`: the one that the training continues."""
@@ -52,10 +54,10 @@ class ReferenceLogprobsParams(Params):
 
     batch_size: int = Field(8, ge=1)
     """Completions computed at a time."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """The type to compute in; that of the training."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Implementation of attention."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Implementation of attention; that of the training."""
     kl_batch_size: int | None = Field(None, ge=2)
     """For `kto`: its `batch_size`. Its KL term compares prompts with the completions of other
     rows, and which ones follows from its `batch_size` and `seed`."""
@@ -73,6 +75,7 @@ def reference_logprobs(
 
     With `adapter` that of the model with it, else of the model alone.
     """
+    require_machine(params)
     if inputs.adapter is not None:
         require_base(inputs.adapter, inputs.model)
     form = pair_or_single(inputs.data)
@@ -137,13 +140,14 @@ class _Batches:
 
         found: list[list[float]] = []
         device = self.network.device
-        coarse = self.params.dtype == "bfloat16"
+        coarse = self.params.dtype != "float32"
+        dtype = getattr(torch, self.params.dtype)
         for start in range(0, len(pairs), self.params.batch_size):
             batch = pairs[start : start + self.params.batch_size]
             rows = [[*prompt, *completion] for prompt, completion in batch]
             ids_BT = padded(rows, 0).to(device)
             seen_BT = padded([[1] * len(row) for row in rows], 0).to(device)
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=coarse):
+            with torch.no_grad(), torch.autocast(device.type, dtype, enabled=coarse):
                 logits = self.network(input_ids=ids_BT, attention_mask=seen_BT, use_cache=False)
                 logps_BS = next_token_logps(logits.logits, ids_BT).tolist()
             for row, (prompt, completion), logps in zip(rows, batch, logps_BS, strict=True):

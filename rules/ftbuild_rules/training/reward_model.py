@@ -18,6 +18,7 @@ from ftbuild_rules.training._heads import (
     require_adapter,
     save_judge,
 )
+from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._settings import PINS, PRELOAD, TrainingParams, check
 
 _HEAD = Head(task="SEQ_CLS", num_labels=1, rule="reward_model")
@@ -46,6 +47,8 @@ def reward_model(ctx: Context, inputs: RewardModelInputs, params: RewardModelPar
     """
     require_adapter(inputs.adapter, _HEAD)
     run = _loop.prepare(ctx, inputs, params, form="preference", rule="reward_model")
+    if done_in_processes(run, "reward_model"):
+        return
     _loop.make_deterministic(params)
     from trl import RewardConfig, RewardTrainer
 

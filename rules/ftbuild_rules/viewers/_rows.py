@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ftbuild.api import Artifact, RuleError, canonical_json, hash_file
 from ftbuild.view import Span
@@ -27,6 +27,8 @@ class RowChange:
 
     before: Any
     after: Any
+    number: int
+    """Of the row, from 0; where it came, its number afterwards."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def diff_rows(a: Artifact, b: Artifact, *, examples: int = 5) -> RowDiff:
         return _counted(old, new)
     added = removed = changed = 0
     found: list[RowChange] = []
-    matcher = SequenceMatcher(None, [key for key, _ in old], [key for key, _ in new], False)
+    matcher = SequenceMatcher(None, [one.key for one in old], [one.key for one in new], False)
     for tag, i, j, k, m in matcher.get_opcodes():
         if tag == "equal":
             continue
@@ -77,19 +79,26 @@ def diff_rows(a: Artifact, b: Artifact, *, examples: int = 5) -> RowDiff:
         changed += both
         removed += j - i - both
         added += m - k - both
-        found += [RowChange(old[i + n][1], new[k + n][1]) for n in range(both)]
-        found += [RowChange(row, None) for _, row in old[i + both : j]]
-        found += [RowChange(None, row) for _, row in new[k + both : m]]
+        pairs = zip(old[i : i + both], new[k : k + both], strict=True)
+        found += [RowChange(a.row, b.row, a.number) for a, b in pairs]
+        found += [RowChange(a.row, None, a.number) for a in old[i + both : j]]
+        found += [RowChange(None, b.row, b.number) for b in new[k + both : m]]
     return RowDiff(added, removed, changed, tuple(found[:examples]))
 
 
-def _counted(old: Sequence[tuple[bytes, Any]], new: Sequence[tuple[bytes, Any]]) -> RowDiff:
-    before, after = Counter(key for key, _ in old), Counter(key for key, _ in new)
+class _Row(NamedTuple):
+    key: bytes
+    row: Any
+    number: int
+
+
+def _counted(old: Sequence[_Row], new: Sequence[_Row]) -> RowDiff:
+    before, after = Counter(one.key for one in old), Counter(one.key for one in new)
     return RowDiff((after - before).total(), (before - after).total(), 0, ())
 
 
-def _differing_shards(a: Path, b: Path) -> tuple[list[Path], list[Path]]:
-    """Return the shards of each that the other lacks, in their order."""
+def _differing_shards(a: Path, b: Path) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
+    """Return the shards of each that the other lacks, in their order, with their first row."""
     before, after = _shards(a), _shards(b)
     shared = Counter(digest for _, digest in before) & Counter(digest for _, digest in after)
     return _without(before, Counter(shared)), _without(after, Counter(shared))
@@ -99,19 +108,24 @@ def _shards(directory: Path) -> list[tuple[Path, str]]:
     return [(path, hash_file(path)) for path in sorted((directory / "data").glob("*.arrow"))]
 
 
-def _without(shards: Sequence[tuple[Path, str]], shared: "Counter[str]") -> list[Path]:
+def _without(shards: Sequence[tuple[Path, str]], shared: "Counter[str]") -> list[tuple[Path, int]]:
     kept = []
+    start = 0
     for path, digest in shards:
         if shared[digest]:
             shared[digest] -= 1
         else:
-            kept.append(path)
+            kept.append((path, start))
+        start += read_table(path).num_rows  # mapped into memory: only its footer is read
     return kept
 
 
-def _rows(paths: Sequence[Path]) -> list[tuple[bytes, Any]]:
-    rows = (row for path in paths for row in read_table(path).to_pylist())
-    return [(canonical_json(row), row) for row in rows]
+def _rows(shards: Sequence[tuple[Path, int]]) -> list[_Row]:
+    rows = []
+    for path, start in shards:
+        found = enumerate(read_table(path).to_pylist(), start)
+        rows += [_Row(canonical_json(row), row, number) for number, row in found]
+    return rows
 
 
 def summary_lines(diff: RowDiff) -> list[Line]:

@@ -1,8 +1,10 @@
 """Tensors of safetensors files as figures: one at a time, with numpy alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ftbuild.api import hash_file
 from ftbuild.view import Span
 from ftbuild_rules.models._safetensors import StoredTensor
 
@@ -76,6 +78,27 @@ def compare_all(a: Sequence[StoredTensor], b: Sequence[StoredTensor]) -> dict[st
         "changed": changed,
         "equal": len(both) - len(changed),
     }
+
+
+def distance(found: Mapping[str, Any], others_are_equal: bool) -> float | None:
+    """Return the largest difference of a comparison; None where more than numbers differs."""
+    if not others_are_equal or found["only_in_a"] or found["only_in_b"]:
+        return None
+    figures = [changed.get("max_difference") for changed in found["changed"]]
+    return None if None in figures else max(figures, default=0.0)
+
+
+def are_equal_but_for(a: Path, b: Path, names: Iterable[str]) -> bool:
+    """Say whether two folders hold the same files, not looking into those of `names`."""
+    skipped = set(names)
+    ours, theirs = (
+        {p.relative_to(top).as_posix(): p for p in top.rglob("*") if p.is_file()} for top in (a, b)
+    )
+    return ours.keys() == theirs.keys() and all(
+        hash_file(path) == hash_file(theirs[name])
+        for name, path in ours.items()
+        if name not in skipped
+    )
 
 
 def compare_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -7,13 +7,17 @@ from ftbuild.api import Artifact
 from ftbuild.view import Span, View
 from ftbuild_rules.models._safetensors import StoredTensor, read_tensors
 from ftbuild_rules.viewers._tensors import (
+    are_equal_but_for,
     compare_all,
     compare_settings,
     describe,
     difference_lines,
+    distance,
     setting_lines,
     tensor_lines,
 )
+
+WEIGHTS = "adapter_model.safetensors"
 
 
 def inspect(artifact: Artifact, row: int | None = None) -> View:
@@ -37,7 +41,8 @@ def diff(a: Artifact, b: Artifact) -> View:
     settings = compare_settings(_json(a, name), _json(b, name))
     bases = compare_settings(_json(a, "base.json"), _json(b, "base.json"))
     data = {**found, "config": settings, "base": bases.get("base")}
-    return View(data, (*setting_lines({**bases, **settings}), *difference_lines(found)))
+    far = distance(found, are_equal_but_for(a.path, b.path, [WEIGHTS]))
+    return View(data, (*setting_lines({**bases, **settings}), *difference_lines(found)), far)
 
 
 def _json(artifact: Artifact, name: str) -> dict[str, Any]:
@@ -47,4 +52,4 @@ def _json(artifact: Artifact, name: str) -> dict[str, Any]:
 
 
 def _tensors(artifact: Artifact) -> tuple[StoredTensor, ...]:
-    return read_tensors(artifact.path / "adapter_model.safetensors")
+    return read_tensors(artifact.path / WEIGHTS)

@@ -68,7 +68,12 @@ def _row_lines(row: dict[str, Any]) -> list[Line]:
         if name == "messages":
             lines += _message_lines(value)
         elif name == "segments":
-            lines += [(Span(item["text"], "green" if item["train"] else "dim"),) for item in value]
+            styles = {True: "green", False: "dim"}
+            lines += split_lines([Span(item["text"], styles[item["train"]]) for item in value])
+        elif name == "completions":
+            lines += _step_lines(value, row["labels"])
+        elif name == "labels" and "completions" in row:
+            continue
         elif isinstance(value, list) and value and isinstance(value[0], dict) and name != "tools":
             lines += [(Span(name, "bold"),), *_message_lines(value)]
         elif isinstance(value, str):
@@ -76,6 +81,37 @@ def _row_lines(row: dict[str, Any]) -> list[Line]:
         elif value or value is False:
             lines.append((Span(f"{name}: ", "dim"), Span(_json(value), "dim")))
     return lines
+
+
+def _step_lines(steps: list[str], labels: list[bool]) -> list[Line]:
+    """Return the steps of a solution, each with what it is judged."""
+    lines: list[Line] = []
+    for step, is_right in zip(steps, labels, strict=True):
+        mark = Span(" ✓", "green") if is_right else Span(" ✗", "red")
+        lines += split_lines([Span(step), mark])
+    return lines
+
+
+def split_lines(spans: list[Span]) -> list[Line]:
+    """Return spans whose texts hold line ends as lines."""
+    lines: list[list[Span]] = [[]]
+    for span in spans:
+        for number, part in enumerate(span.text.split("\n")):
+            if number:
+                lines.append([])
+            if part:
+                lines[-1].append(Span(part, span.style))
+    return [tuple(line) for line in lines]
+
+
+def _content(message: dict[str, Any]) -> list[Line]:
+    """Return a message's text; where parts of it have flags of their own, in their styles."""
+    text, spans, at = message["content"], [], 0
+    for begin, end, is_trained in message.get("train_detail", ()):
+        style = "green" if is_trained else "dim"
+        spans += [Span(text[at:begin]), Span(text[begin:end], style)]
+        at = end
+    return split_lines([*spans, Span(text[at:])])
 
 
 def _message_lines(messages: list[dict[str, Any]]) -> list[Line]:
@@ -87,7 +123,7 @@ def _message_lines(messages: list[dict[str, Any]]) -> list[Line]:
                 (Span("  "), Span(x, "dim")) for x in message["reasoning_content"].split("\n")
             ]
         if message.get("content"):
-            lines += [(Span("  "), Span(line)) for line in message["content"].split("\n")]
+            lines += [(Span("  "), *line) for line in _content(message)]
         lines += [(Span("  "), Span(_json(call))) for call in message.get("tool_calls", [])]
     return lines
 
@@ -106,7 +142,8 @@ def diff(a: Artifact, b: Artifact) -> View:
     """Show how many rows of two datasets differ, and the first of them."""
     found = diff_rows(a, b)
     examples = [
-        {"a": _given(change.before), "b": _given(change.after)} for change in found.examples
+        {"row": change.number, "a": _given(change.before), "b": _given(change.after)}
+        for change in found.examples
     ]
     data = {
         "added": found.added,
@@ -125,13 +162,13 @@ def _given(row: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _change_lines(change: RowChange) -> list[Line]:
-    """Return a row that came or went in one line, and of a changed one what differs."""
+    """Return the number of a row, and it or what changed in it."""
     before, after = _given(change.before), _given(change.after)
+    lines: list[Line] = [(Span(f"row {change.number}", "bold"),)]
     if before is None:
-        return [(Span("+ " + _cut(_json(after), 0), "green"),)]
+        return [*lines, (Span("+ " + _cut(_json(after), 0), "green"),)]
     if after is None:
-        return [(Span("- " + _cut(_json(before), 0), "red"),)]
-    lines: list[Line] = []
+        return [*lines, (Span("- " + _cut(_json(before), 0), "red"),)]
     for name in before:
         old, new = _json(before[name]), _json(after.get(name))
         if old != new:

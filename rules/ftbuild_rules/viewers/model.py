@@ -8,10 +8,12 @@ from ftbuild.view import Span, View
 from ftbuild_rules.models._files import files_of, weight_files
 from ftbuild_rules.models._safetensors import StoredTensor, read_tensors
 from ftbuild_rules.viewers._tensors import (
+    are_equal_but_for,
     compare_all,
     compare_settings,
     describe,
     difference_lines,
+    distance,
     setting_lines,
     tensor_lines,
 )
@@ -46,7 +48,9 @@ def diff(a: Artifact, b: Artifact) -> View:
     found = compare_all(_tensors(a), _tensors(b))
     settings = compare_settings(_config(a), _config(b))
     data = {**found, "config": settings}
-    return View(data, (*setting_lines(settings), *difference_lines(found)))
+    weights = {name for one in (a, b) for name in weight_files(files_of(one.path))}
+    far = distance(found, are_equal_but_for(a.path, b.path, weights))
+    return View(data, (*setting_lines(settings), *difference_lines(found)), far)
 
 
 def _config(artifact: Artifact) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from ftbuild_rules.formats import (
 
 USER = {"role": "user", "content": "How warm is it in Oslo?"}
 ANSWER = {"role": "assistant", "content": "3 degrees."}
-CALL = '[{"function":{"arguments":{"city":"Oslo"},"name":"weather"},"id":"c1","type":"function"}]'
+CALL = '[{"id":"c1","type":"function","function":{"name":"weather","arguments":{"city":"Oslo"}}}]'
 TOOL = {"name": "weather", "description": "Temperature", "parameters": {"type": "object"}}
 TOOLS = (
-    '[{"function":{"description":"Temperature","name":"weather","parameters":{"type":"object"}},'
-    '"type":"function"}]'
+    '[{"type":"function","function":'
+    '{"name":"weather","description":"Temperature","parameters":{"type":"object"}}}]'
 )
 
 
@@ -299,3 +299,21 @@ def test_prompts_end_where_the_model_answers(prompt: Any) -> None:
         "prompt": [system, ASKED],
         "tools": None,
     }
+
+
+def test_keys_of_tools_and_arguments_stay_in_their_order() -> None:
+    call = {"name": "f", "arguments": '{"z": 1, "a": {"y": 2, "b": 3}}'}
+    row = {
+        "messages": [
+            USER,
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "content": "3"},
+            ANSWER,
+        ],
+        "tools": '[{"function": {"parameters": {"z": 1, "a": 2}, "name": "f"}, "type": "x"}]',
+    }
+    made = openai.normalise(row)
+    assert made["messages"][1]["tool_calls"] == (
+        '[{"type":"function","function":{"name":"f","arguments":{"z":1,"a":{"y":2,"b":3}}}}]'
+    )
+    assert made["tools"] == ('[{"function":{"parameters":{"z":1,"a":2},"name":"f"},"type":"x"}]')

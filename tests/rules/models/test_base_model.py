@@ -104,8 +104,8 @@ def test_pickled_weights_are_refused(model: Path, tmp_path: Path) -> None:
         "error[E0921]: the model's weights are pickled (`pytorch_model.bin`), and unpickling runs "
         "code\n"
         "  --> pytorch_model.bin\n"
-        "  fix: take a revision that has safetensors, or convert it: load it where you trust it "
-        "and call `save_pretrained`"
+        "  fix: take a revision that has safetensors; or, if you trust these, name the source as "
+        "`pickled` and their digests as `allow_pickled`"
     )
 
 

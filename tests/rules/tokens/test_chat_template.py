@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from chat_kit import CHATML, IM_END, IM_START, PLAIN, chat, make_dataset, make_model, read_tokens
+from chat_kit import (
+    CHATML,
+    IM_END,
+    IM_START,
+    MARKED,
+    PLAIN,
+    chat,
+    make_dataset,
+    make_model,
+    read_tokens,
+)
 from ftbuild.api import AttributeProblem, RuleError
 from ftbuild.testing import run_rule, source
 from ftbuild_rules.templates._named import templates
@@ -136,3 +146,23 @@ def test_text_rows_take_no_template_file(tmp_path: Path) -> None:
     own = source(tmp_path / "own.jinja")
     with pytest.raises(RuleError, match="`chat_template_file` has no meaning for a dataset of"):
         run_rule(tokens, {"dataset": data, "model": model, "chat_template_file": own}, {}, tmp_path)
+
+
+THINKS = MARKED.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}")
+
+
+def test_prompt_that_a_marked_template_shows_otherwise(tmp_path: Path) -> None:
+    with pytest.raises(RuleError) as caught:
+        build(tmp_path / "refused", template=THINKS)
+    text = caught.value.render()
+    assert text.startswith(
+        "error[E0828]: 1 of 1 rows have a prompt that is no prefix of the conversation"
+    )
+    assert text.endswith('or allow it: `allow = ["prompt_prefix"]`')
+    made = build(tmp_path / "allowed", template=THINKS, allow=["prompt_prefix"])
+    assert read_tokens(made) == read_tokens(build(tmp_path / "plain", template=MARKED))
+
+
+def test_prompt_that_shows_otherwise_is_no_matter_where_nothing_precedes(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "assistant", "content": "Welcome"}]}
+    assert ids(build(tmp_path, row, THINKS)) == turn("assistant", "Welcome")

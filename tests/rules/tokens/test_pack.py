@@ -50,7 +50,9 @@ def test_best_fit_takes_the_fullest_bin_and_first_fit_the_first() -> None:
 def test_every_document_is_packed_once_and_whole(lengths: list[int], packing: Packing) -> None:
     starts = [sum(lengths[:n]) for n in range(len(lengths))]
     rows = [row(start, length) for start, length in zip(starts, lengths, strict=True)]
-    packed = pack(rows, packing, 20)
+    packed = [
+        (ids.tolist(), labels.tolist(), ends) for ids, labels, ends in pack(rows, packing, 20)
+    ]
     documents = []
     for ids, labels, ends in packed:
         assert len(ids) == len(labels) == sum(ends) <= 20

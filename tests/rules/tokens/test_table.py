@@ -99,3 +99,53 @@ def test_ids_and_labels(format_name: str, name: str, tmp_path: Path) -> None:
 
 def test_every_template_is_in_the_table() -> None:
     assert set(FORMS) <= set(templates())
+
+
+# Forms of which an answer, or none, is tokenized beside its prompt.
+ASKED = ("How are you?", "Fine é🌍.")
+WRONG = "No."
+ANSWERED: dict[str, Any] = {
+    "preference": {"prompt": ASKED[0], "chosen": ASKED[1], "rejected": WRONG},
+    "unpaired": {"prompt": ASKED[0], "completion": ASKED[1], "label": False},
+    "prompts": {"prompt": ASKED[0], "answer": 4},
+    "prompt_completion": {
+        "prompt": conversation(None, PAIRS)[:-1],
+        "completion": conversation(None, PAIRS)[-1:],
+    },
+}
+
+
+@cache
+def answered(format_name: str) -> Artifact:
+    directory = Path(folder().name) / f"{format_name} rows"
+    return make_dataset(directory, [ANSWERED[format_name]], format_name)
+
+
+def expected_answer(name: str, format_name: str) -> dict[str, Any]:
+    """Return prompt and answers, cut where the text of the prompt ends."""
+
+    def after_prompt(answer: str) -> list[int]:
+        ((_, said, end), (tail, _, _)) = pieces(name, [(ASKED[0], answer)])
+        return ids_of(said + end + tail)
+
+    prompt = ids_of(pieces(name, [ASKED])[0][0])
+    if format_name == "prompts":
+        return {"prompt_ids": prompt, "metadata": '{"answer":4}'}
+    if format_name == "unpaired":
+        return {"prompt_ids": prompt, "completion_ids": after_prompt(ASKED[1]), "label": False}
+    if format_name == "preference":
+        return {
+            "prompt_ids": prompt,
+            "chosen_ids": after_prompt(ASKED[1]),
+            "rejected_ids": after_prompt(WRONG),
+        }
+    return expected(name, PAIRS, "last", "last")
+
+
+@pytest.mark.parametrize("name", list(FORMS))
+@pytest.mark.parametrize("format_name", list(ANSWERED))
+def test_ids_of_prompts_and_answers(format_name: str, name: str, tmp_path: Path) -> None:
+    inputs = {"dataset": answered(format_name), "model": model()}
+    params = {"chat_template": name, "allow": ["template_tokens"]}
+    made = run_rule(tokens, inputs, params, tmp_path)
+    assert read_tokens(made) == [expected_answer(name, format_name)]

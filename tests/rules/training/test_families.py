@@ -1,11 +1,12 @@
 """A tiny random model of each family: trained by the common ways, and loaded by plain libraries."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ftbuild.api import Artifact, Model, Tokens
+from ftbuild.api import Artifact, Model, RuleError, Tokens
 from ftbuild.testing import RecordingContext, artifact, context, run_rule
 from ftbuild_rules.models.merge import merge
 from ftbuild_rules.training.dpo import dpo
@@ -29,7 +30,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi": {},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
+    "qwen2_moe": {
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    },
+    "qwen3_moe": {
+        "head_dim": 8,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16,
+    },
+    "phi3": {},
     "gemma": {"head_dim": 8},
+    "gemma2": {"head_dim": 8},
     "gptj": GPTJ,
     "gpt_neox": {},
 }
@@ -45,7 +60,10 @@ def train(
     tmp_path: Path, rule: Any, inputs: dict[str, Artifact], **params: Any
 ) -> tuple[Artifact, RecordingContext]:
     ctx = context(tmp_path)
-    defaults = {"batch_size": 4, "learning_rate": 1e-2, "epochs": 2}
+    defaults: dict[str, Any] = {"batch_size": 4, "learning_rate": 1e-2, "epochs": 2}
+    config = json.loads((inputs["model"].path / "config.json").read_text())
+    if config["model_type"] == "gemma2":
+        defaults |= {"attention": "eager"}
     return run_rule(rule, inputs, {**defaults, **params}, tmp_path, ctx=ctx), ctx
 
 
@@ -77,6 +95,12 @@ def test_family_trains_merges_and_is_loaded(tmp_path: Path, model: Artifact) -> 
     assert not torch.allclose(before, beside, atol=1e-2)
     assert torch.allclose(after, beside, atol=1e-3)
     assert new.digest != polite.digest
+    # The new one, of all linear layers, in a base of its own.
+    plain = AutoModelForCausalLM.from_pretrained(model.path)
+    with torch.no_grad():
+        loaded = PeftModel.from_pretrained(plain, new.path).eval()(ids).logits
+    assert loaded.isfinite().all()
+    assert not torch.equal(loaded, before)
 
 
 def test_family_keeps_packed_documents_apart(tmp_path: Path, model: Artifact) -> None:
@@ -89,3 +113,16 @@ def test_family_keeps_packed_documents_apart(tmp_path: Path, model: Artifact) ->
     )
     first, second = (ctx.known["eval_loss"] for ctx in (of_packed, of_apart))
     assert first == pytest.approx(second, abs=1e-4)
+
+
+def test_attention_that_a_family_has_not_is_refused_by_name(tmp_path: Path) -> None:
+    model = artifact(Model, make_model(tmp_path / "model", kind="gemma2", head_dim=8))
+    rows = artifact(Tokens, make_tokens(tmp_path / "rows", sft_rows(4)))
+    with pytest.raises(RuleError) as caught:
+        train(tmp_path, sft, {"model": model, "data": rows}, attention="sdpa")
+    [problem] = caught.value.problems
+    assert (problem.code, problem.what, problem.fix) == (
+        "E0955",
+        "`model` has no attention `sdpa`",
+        'set `attention = "eager"`',
+    )

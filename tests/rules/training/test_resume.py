@@ -1,10 +1,13 @@
-"""The same bytes in another process, and after a kill."""
+"""The same bytes in another process, as another user, and after a kill."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,104 +15,175 @@ import pytest
 
 from ftbuild.testing import tree_digest
 from ftbuild_rules.training._checkpoints import Checkpoints
-from tiny_models import make_model, make_tokens, preference_rows, sft_rows, warnings_of_libraries
+from resuming import job, run_here
+from tiny_models import (
+    make_model,
+    make_tokens,
+    preference_rows,
+    sft_rows,
+    step_rows,
+    warnings_of_libraries,
+)
 
 pytestmark = warnings_of_libraries()
-ROOT = Path(__file__).parents[3]
-CHILD = Path(__file__).with_name("_child.py")
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
 
 
-def child(rule: str, folder: Path, *, interval_s: float, hash_seed: int = 0) -> Any:
-    paths = [ROOT, ROOT / "rules", ROOT / "tests"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, paths)),
-        "PYTHONHASHSEED": str(hash_seed),
-        "HF_HUB_OFFLINE": "1",
+class Warm:
+    """A process that forks one for each request, with another hash seed than this one's."""
+
+    def __init__(self) -> None:
+        paths = [ROOT, ROOT / "rules", ROOT / "tests", HERE]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, paths)),
+            "PYTHONHASHSEED": "123",
+            "HF_HUB_OFFLINE": "1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "_warm.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            text=True,
+        )
+
+    def run(self, *jobs: tuple[str, Path], **settings: Any) -> int:
+        """Run jobs in one new process; return its exit status."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        plain = [[rule, str(folder)] for rule, folder in jobs]
+        self._process.stdin.write(json.dumps({"jobs": plain, **settings}) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    process = Warm()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]]:
+    """What the methods train on, by the name that `METHODS` has for it."""
+    folder = tmp_path_factory.mktemp("given")
+    rows = {"rows": sft_rows(), "pairs": preference_rows(10), "steps": step_rows()}
+    tokens = {
+        name: make_tokens(
+            folder / name, some, per_shard=5, form="stepwise" if name == "steps" else None
+        )
+        for name, some in rows.items()
     }
-    return subprocess.Popen(
-        [sys.executable, str(CHILD), rule, str(folder), str(interval_s)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-        text=True,
+    model = make_model(folder / "model")
+    first = job(
+        folder / "adapter", {"model": ("model", model), "data": ("tokens", tokens["rows"])}, **SFT
     )
-
-
-def job(folder: Path, inputs: dict[str, tuple[str, Path]], **params: Any) -> Path:
-    folder.mkdir()
-    given = {field: [kind, str(path)] for field, (kind, path) in inputs.items()}
-    (folder / "inputs.json").write_text(json.dumps(given))
-    (folder / "params.json").write_text(json.dumps(params))
-    return folder
-
-
-def run_here(rule: str, folder: Path) -> list[str]:
-    """Run in this process and return what the context was told by `log`."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("_child", CHILD)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    logged: list[str] = []
-    module.PrintingContext.log = lambda self, text: logged.append(text)
-    module.run(rule, folder)
-    return logged
-
-
-def test_another_process_and_a_killed_one_give_the_same_bytes(tmp_path: Path) -> None:
-    model = make_model(tmp_path / "model")
-    tokens = make_tokens(tmp_path / "tokens", sft_rows(), per_shard=5)
-    pairs = make_tokens(tmp_path / "pairs", preference_rows())
-    sft_inputs = {"model": ("model", model), "data": ("tokens", tokens)}
-    sft_params = {
-        "batch_size": 2,
-        "gradient_accumulation": 2,
-        "epochs": 3,
-        "learning_rate": 1e-2,
-        "lora": {"r": 4, "alpha": 8, "dropout": 0.2},
-    }
-    here = job(tmp_path / "sft-here", sft_inputs, **sft_params)
-    assert run_here("sft", here) == []
-    other = job(tmp_path / "sft-other", sft_inputs, **sft_params)
-    process = child("sft", other, interval_s=1e9, hash_seed=123)
-    assert process.communicate()[0].count("step") == 9
-    assert tree_digest(here / "out") == tree_digest(other / "out")
-
-    dpo_inputs = {
+    run_here("sft", first)
+    return {
         "model": ("model", model),
-        "adapter": ("adapter", here / "out"),
-        "data": ("tokens", pairs),
+        "adapter": ("adapter", first / "out"),
+        **{name: ("tokens", path) for name, path in tokens.items()},
     }
-    dpo_params = {"batch_size": 2, "epochs": 2, "learning_rate": 1e-2}
-    straight = job(tmp_path / "dpo-here", dpo_inputs, **dpo_params)
-    run_here("dpo", straight)
-    unpaired = job(tmp_path / "kto-here", dpo_inputs, **{**dpo_params, "epochs": 1})
-    run_here("kto", unpaired)
-    for rule, inputs, params, expected in (
-        ("sft", sft_inputs, sft_params, here),
-        ("dpo", dpo_inputs, dpo_params, straight),
-        ("kto", dpo_inputs, {**dpo_params, "epochs": 1}, unpaired),
-    ):
-        killed = job(tmp_path / f"{rule}-killed", inputs, **params)
-        assert kill_at_step(5, rule, killed) == -signal.SIGKILL
+
+
+LORA = {"r": 4, "alpha": 8, "dropout": 0.2}
+SFT: dict[str, Any] = {
+    "batch_size": 2,
+    "gradient_accumulation": 2,
+    "epochs": 3,
+    "learning_rate": 1e-2,
+    "lora": LORA,
+}
+PAIRS: dict[str, Any] = {"batch_size": 2, "epochs": 2, "learning_rate": 1e-2}
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sft": ("rows", SFT),
+    "pretrain": ("rows", {"batch_size": 2, "max_steps": 3, "config": {"hidden_size": 16}}),
+    "dpo": ("pairs", PAIRS),
+    "ipo": ("pairs", PAIRS),
+    "kto": ("pairs", {**PAIRS, "epochs": 1}),
+    "orpo": ("pairs", PAIRS),
+    "reward_model": ("pairs", {**PAIRS, "lora": LORA}),
+    "prm": ("steps", {**PAIRS, "lora": LORA}),
+    "reference_logprobs": ("pairs", {"kl_batch_size": 2}),
+}
+CONTINUED = ("dpo", "ipo", "kto", "orpo", "reference_logprobs")
+
+
+def job_of(rule: str, given: dict[str, tuple[str, Path]], folder: Path) -> Path:
+    data, params = METHODS[rule]
+    inputs = {"model": given["model"], "data": given[data]}
+    if rule in CONTINUED:
+        inputs["adapter"] = given["adapter"]
+    return job(folder, inputs, **params)
+
+
+@pytest.mark.parametrize("rule", METHODS)
+def test_another_process_in_another_folder_gives_the_same_bytes(
+    tmp_path: Path, warm: Warm, given: dict[str, tuple[str, Path]], rule: str
+) -> None:
+    here = job_of(rule, given, tmp_path / "here")
+    there = job_of(rule, given, tmp_path / "another" / "folder" / "there")
+    assert run_here(rule, here) == []
+    assert warm.run((rule, there)) == 0
+    assert tree_digest(here / "out") == tree_digest(there / "out")
+
+
+@pytest.mark.parametrize("rule", ["sft", "dpo", "kto"])
+def test_training_that_is_killed_at_any_step_resumes_to_the_same_bytes(
+    tmp_path: Path, warm: Warm, given: dict[str, tuple[str, Path]], rule: str
+) -> None:
+    """A real SIGKILL, at each of five steps; the checkpoint of the step before is there."""
+    straight = job_of(rule, given, tmp_path / "straight")
+    run_here(rule, straight)
+    for step in (2, 3, 5, 7, 9):
+        killed = job_of(rule, given, tmp_path / f"killed-{step}")
+        assert warm.run((rule, killed), kill_at=step) == -signal.SIGKILL
         assert not list((killed / "out").iterdir())
-        logged = run_here(rule, killed)
-        assert logged in [[f"resuming from checkpoint-{step}"] for step in (4, 5, 6, 7)]
-        assert tree_digest(killed / "out") == tree_digest(expected / "out")
+        assert run_here(rule, killed) == [f"resuming from checkpoint-{step - 1}"]
+        assert tree_digest(killed / "out") == tree_digest(straight / "out")
 
 
-def kill_at_step(step: int, rule: str, folder: Path) -> int:
-    process = child(rule, folder, interval_s=0)
-    for line in process.stdout:
-        if line == f"step {step}\n":
-            process.send_signal(signal.SIGKILL)
-            break
-    code: int = process.wait()
-    process.stdout.close()
-    return code
+def test_training_that_is_killed_again_and_again_ends_with_the_same_bytes(
+    tmp_path: Path, warm: Warm, given: dict[str, tuple[str, Path]]
+) -> None:
+    straight = job_of("sft", given, tmp_path / "straight")
+    run_here("sft", straight)
+    killed = job_of("sft", given, tmp_path / "killed")
+    for step in (2, 4, 7):
+        assert warm.run(("sft", killed), kill_at=step) == -signal.SIGKILL
+    run_here("sft", killed)
+    assert tree_digest(killed / "out") == tree_digest(straight / "out")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_another_user_gets_the_same_bytes(warm: Warm, given: dict[str, tuple[str, Path]]) -> None:
+    with tempfile.TemporaryDirectory() as open_to_all:
+        root = Path(open_to_all)
+        root.chmod(0o755)
+        copied = {
+            name: (kind, Path(shutil.copytree(path, root / name)))
+            for name, (kind, path) in given.items()
+        }
+        mine, theirs = job_of("sft", copied, root / "mine"), job_of("sft", copied, root / "theirs")
+        for path in root.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        for name in ("out", "scratch"):
+            (theirs / name).mkdir()
+            (theirs / name).chmod(0o777)
+        assert warm.run(("sft", mine), ("sft", theirs), uid=65534) == 0
+        assert (theirs / "out" / "base.json").stat().st_uid == 65534
+        assert tree_digest(mine / "out") == tree_digest(theirs / "out")
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4, "dropout": 0.2}])

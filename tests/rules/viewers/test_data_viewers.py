@@ -181,6 +181,148 @@ def test_difference_of_two_tokens(tmp_path: Path) -> None:
     view = tokens_viewer.diff(before, after)
     assert (view.data["added"], view.data["removed"], view.data["changed"]) == (0, 0, 2)
     assert [example["what"] for example in view.data["examples"]] == ["labels alone changed"] * 2
-    assert marked(view)[:2] == ["[yellow]~ 2 rows changed", "[bold]labels alone changed"]
+    assert marked(view)[:2] == [
+        "[yellow]~ 2 rows changed",
+        "[bold]row 0: labels alone changed, first at 26",
+    ]
     assert "[red]- [green]Hello<|im_end|>" in marked(view)
     assert "[green]+ [green]Hello[dim]<|im_end|>" in marked(view)
+
+
+def tokens_in(directory: Path, form: str, rows: list[Any], **params: Any) -> Artifact:
+    here = directory / str(next(_numbers))
+    inputs = {"dataset": make_dataset(here, rows, form), "model": make_model(here / "model")}
+    return run_rule(tokens, inputs, params, here)
+
+
+PROMPT = [IM_START, *b"user\nHi", IM_END, *b"\n", IM_START, *b"assistant\n"]
+PROMPT_LINES = [
+    "[dim]<|im_start|>user",
+    "[dim]Hi<|im_end|>",
+    "[dim]<|im_start|>assistant",
+]
+
+
+def test_row_of_unpaired_tokens_says_its_label(tmp_path: Path) -> None:
+    rows = [{"prompt": "Hi", "completion": "Yo", "label": label} for label in (True, False)]
+    made = tokens_in(tmp_path, "unpaired", rows)
+    for number, name in enumerate(("good", "bad")):
+        view = tokens_viewer.inspect(made, number)
+        answer = [*b"Yo", IM_END, *b"\n"]
+        assert {k: v for k, v in view.data.items() if k != "tokens"} == {
+            "input_ids": PROMPT + answer,
+            "labels": [-100] * len(PROMPT) + answer,
+            "label": name == "good",
+        }
+        assert marked(view) == [f"[bold]{name} answer", *PROMPT_LINES, "[green]Yo<|im_end|>", ""]
+    figures = tokens_viewer.inspect(made).data
+    assert (figures["form"], figures["trainable_tokens"]) == ("unpaired", 8)
+    assert figures["lengths"][-1] == [24, 26, 2]
+
+
+def test_row_of_stepwise_tokens_says_which_step_is_right(tmp_path: Path) -> None:
+    row = {"prompt": "1+1+1?", "completions": ["2", "2+1=4"], "labels": [True, False]}
+    view = tokens_viewer.inspect(tokens_in(tmp_path, "stepwise", [row]), 0)
+    assert view.data["labels"] == [-100] * 8 + [1] + [-100] * 5 + [0]
+    assert set(view.data) == {"input_ids", "labels", "tokens"}
+    assert marked(view) == ["[]<s>1+1+1?2[green] ✓", "[]2+1=4[red] ✗"]
+
+
+def test_row_of_prompts_shows_what_rewards_read(tmp_path: Path) -> None:
+    made = tokens_in(tmp_path, "prompts", [{"prompt": "Hi", "answer": "é", "id": 7}])
+    view = tokens_viewer.inspect(made, 0)
+    assert {k: v for k, v in view.data.items() if k != "tokens"} == {
+        "input_ids": PROMPT,
+        "labels": [-100] * len(PROMPT),
+        "metadata": {"answer": "é", "id": 7},
+    }
+    assert marked(view) == [*PROMPT_LINES, "", '[dim]answer: [dim]"é"', "[dim]id: [dim]7"]
+    assert tokens_viewer.inspect(made).data["form"] == "prompts"
+
+
+def test_row_of_segments_and_of_given_ids(tmp_path: Path) -> None:
+    items = [{"text": "Q ", "train": False}, {"text": "A", "train": True}]
+    view = tokens_viewer.inspect(tokens_in(tmp_path, "segments", [{"segments": items}]), 0)
+    assert marked(view) == ["[dim]<s>Q [green]A</s>"]
+    given = {"input_ids": [97, 98, 259], "labels": [-100, 98, 259]}
+    view = tokens_viewer.inspect(tokens_in(tmp_path, "tokenized", [given]), 0)
+    assert view.data == {**given, "tokens": ["a", "b", "</s>"]}
+    assert marked(view) == ["[dim]a[green]b</s>"]
+
+
+def test_packed_row_shows_its_documents(tmp_path: Path) -> None:
+    items = [[{"text": text, "train": True}] for text in ("A", "B")]
+    rows = [{"segments": item} for item in items]
+    view = tokens_viewer.inspect(tokens_in(tmp_path, "segments", rows, packing="ffd"), 0)
+    assert view.data["seq_lengths"] == [3, 3]
+    assert len(view.data["input_ids"]) == len(view.data["labels"]) == 6
+    assert marked(view) == [
+        "[bold]document 1 of 2",
+        "[dim]<s>[green]A</s>",
+        "[bold]document 2 of 2",
+        "[dim]<s>[green]B</s>",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "expected"),
+    [
+        (
+            "unpaired",
+            {"prompt": "Hi", "completion": "Yo", "label": False},
+            ["[bold]prompt", "[cyan]user", "[]  []Hi", "[bold]completion", "[green]assistant",
+             "[]  []Yo", "[dim]label: [dim]false"],
+        ),
+        (
+            "stepwise",
+            {"prompt": "1+1?", "completions": ["2", "3"], "labels": [True, False]},
+            ["[]1+1?", "[]2[green] ✓", "[]3[red] ✗"],
+        ),
+        (
+            "prompts",
+            {"prompt": "Hi", "answer": 4},
+            ["[bold]prompt", "[cyan]user", "[]  []Hi", '[dim]metadata: [dim]{"answer": 4}'],
+        ),
+        (
+            "segments",
+            {"segments": [{"text": "a\nb", "train": False}, {"text": "c", "train": True}]},
+            ["[dim]a", "[dim]b[green]c"],
+        ),
+        (
+            "tokenized",
+            {"input_ids": [1, 2], "labels": [-100, 2]},
+            ["[dim]input_ids: [dim][1, 2]", "[dim]labels: [dim][-100, 2]"],
+        ),
+    ],
+)  # fmt: skip
+def test_row_of_a_dataset_of_each_form(
+    form: str, row: Any, expected: list[str], tmp_path: Path
+) -> None:
+    made = make_dataset(tmp_path, [row], form)
+    assert marked(dataset_viewer.inspect(made, 0)) == expected
+
+
+def test_parts_of_a_message_with_flags_of_their_own(tmp_path: Path) -> None:
+    flags = [
+        {"begin_offset": 0, "end_offset": 1, "train": False},
+        {"begin_offset": 3, "end_offset": 4, "train": True},
+    ]
+    row = chat("Hi", "Hello\nyou")
+    row["messages"][1]["train_detail"] = flags
+    view = dataset_viewer.inspect(make_dataset(tmp_path, [row]), 0)
+    assert marked(view)[2:] == [
+        "[green]assistant",
+        "[]  [dim]He[]l[green]lo",
+        "[]  []you",
+    ]
+
+
+def test_difference_of_tokens_of_other_forms(tmp_path: Path) -> None:
+    row = {"prompt": "Hi", "completion": "Yo", "label": True}
+    before, after = (
+        tokens_in(tmp_path, "unpaired", [{**row, "label": label}]) for label in (True, False)
+    )
+    view = tokens_viewer.diff(before, after)
+    assert view.data["examples"][0]["what"] == "label changed"
+    assert "[red]- good answer" in marked(view)
+    assert "[green]+ bad answer" in marked(view)

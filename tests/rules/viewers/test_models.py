@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from ftbuild.api import Adapter, Model, Report, View
-from ftbuild.testing import artifact
+from ftbuild.api import Adapter, Model, QuantizedModel, Report, RewardModel, View
+from ftbuild.testing import artifact, run_rule
+from ftbuild_rules.quantization.quantize import quantize
 from ftbuild_rules.viewers import adapter as adapter_viewer
 from ftbuild_rules.viewers import model as model_viewer
+from ftbuild_rules.viewers import quantized_model as quantized_viewer
 from ftbuild_rules.viewers import report as report_viewer
+from ftbuild_rules.viewers import reward_model as reward_viewer
 from tiny_models import make_model, warnings_of_libraries
 
 pytestmark = warnings_of_libraries()
@@ -108,6 +111,40 @@ def test_adapter_shows_its_base_and_tensors(tmp_path: Path) -> None:
         "~ q.lora_A.weight  largest difference 0.5, norm 1",
         "1 equal tensors",
     ]
+
+
+def test_judge_shows_as_what_it_is_a_whole_model_or_an_adapter(tmp_path: Path) -> None:
+    whole = artifact(RewardModel, make_model(tmp_path / "whole"))
+    assert reward_viewer.inspect(whole).data == model_viewer.inspect(whole).data
+    part = artifact(RewardModel, make_adapter(tmp_path / "part", value=1.0).path)
+    assert text(reward_viewer.inspect(part))[0] == "LORA r=2 alpha=4, 2 tensors"
+    assert text(reward_viewer.diff(part, part)) == ["2 equal tensors"]
+    assert text(reward_viewer.diff(part, whole)) == [
+        "one is an adapter, the other a whole model: they have no tensor in common"
+    ]
+
+
+def test_quantized_model_shows_its_method_and_how_far_each_layer_is_off(tmp_path: Path) -> None:
+    model = artifact(Model, make_model(tmp_path / "model", num_hidden_layers=1))
+    made = run_rule(quantize, {"model": model}, {"method": "nf4"}, tmp_path)
+    view = quantized_viewer.inspect(artifact(QuantizedModel, made.path))
+    about = json.loads((made.path / "quantization.json").read_bytes())
+    shown = text(view)
+    assert shown[0] == f"nf4, {view.data['bytes'] / 1e6:.1f} MB in 33 tensors"
+    assert shown[1:3] == [
+        f"made from: {model.digest}",
+        f"relative error: {about['relative_error']:.4g}",
+    ]
+    name = "model.layers.0.mlp.down_proj.weight"
+    found = about["layers"][name]
+    assert shown[3] == (
+        f"{name}  off by {found['relative_error']:.4g}, at most {found['largest_difference']:.4g}"
+    )
+    assert [len(quantized_viewer.inspect(made, row=3).lines)] == [4]
+    other = run_rule(quantize, {"model": model}, {"method": "fp4"}, tmp_path)
+    difference = quantized_viewer.diff(made, other)
+    assert difference.data["quantization"]["method"] == ["nf4", "fp4"]
+    assert "model.embed_tokens.weight" not in {c["name"] for c in difference.data["changed"]}
 
 
 def test_report_shows_answers_and_what_changed(tmp_path: Path) -> None:

@@ -1,0 +1,367 @@
+"""A remote store beside a plain copy, and beside tools that deduplicate.
+
+    python benchmarks/remote.py --peers DIR      # DIR: a virtual environment with dvc, or none
+
+Three tables, all against a real nginx with WebDAV on loopback or a folder on the same disk:
+
+- second: a colleague's `make` of a model that is in the remote store, beside `curl` of as many
+  bytes in one file from the same server, in turn; the median counts
+- sent: after a merge that touched a part of the weights, and after an edit of one row, the bytes
+  that changed, and those that each tool sends or stores anew: `ftbuild`, restic and borg (as
+  their repositories grow), DVC (as its remote grows), and a plain sync of changed files
+- many: push and pull of many files, beside `cp -r`; megabytes a second and the largest process
+
+Units: bytes, seconds of the wall, MiB of memory.
+"""
+
+import argparse
+import os
+import platform
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from _measure import measure
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "tests"))
+
+from remote_kit import Nginx, nginx  # noqa: E402
+
+ROUNDS = 7
+LIMIT_S = 1800.0
+MODEL_BYTES = 269_000_000
+NUM_TENSORS = 272
+ROW_BYTES = 1000
+NUM_ROWS = 60_000
+
+MANIFEST = """\
+[project]
+name = "bench"
+default = ["all"]
+[command.all]
+srcs = { made = "made" }
+run = "cp -rL $made/. $out"
+"""
+
+
+@dataclass
+class Place:
+    """A checkout with a store of its own."""
+
+    root: Path
+    remote: str
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.root),
+            "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent / "rules")]),
+            "FTBUILD_CACHE": str(self.root.with_name(f"{self.root.name}-store")),
+            "FTBUILD_REMOTE": self.remote,
+            "LANG": "C.UTF-8",
+        }
+
+    def run(self, *args: str) -> float:
+        """Run ftbuild; return the seconds that it took."""
+        return self.usage(*args)[0]
+
+    def usage(self, *args: str) -> tuple[float, float]:
+        """Run ftbuild; return its seconds and the MiB of its largest process."""
+        command = [sys.executable, "-m", "ftbuild", *args]
+        log = str(self.root.with_name("log"))
+        used = measure(
+            command,
+            directory=str(self.root),
+            environment=self.environment(),
+            log=log,
+            limit_s=LIMIT_S,
+        )
+        if used.exit_code:
+            raise SystemExit(f"{args} failed: see {log}")
+        return used.wall_s, used.peak_mib
+
+
+def place(work: Path, name: str, remote: str) -> Place:
+    """Make a checkout with nothing in it but its manifest."""
+    root = work / name
+    root.mkdir()
+    (root / "FTBUILD.toml").write_text(MANIFEST)
+    return Place(root, remote)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("bench-remote"))
+    parser.add_argument("--peers", type=Path)
+    parser.add_argument("--gigabytes", type=float, default=3.0)
+    parser.add_argument("--project", type=Path, help="a project that is built, for `second`")
+    parser.add_argument("--target", default="merged_model")
+    parser.add_argument("--cache", type=Path, help="the store in which it is built")
+    parser.add_argument("--tables", default="second,sent,many")
+    options = parser.parse_args()
+    work = options.work.resolve()
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    print(f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}")
+    for name in options.tables.split(","):
+        {"second": second, "sent": sent, "many": many}[name](work, options)
+    shutil.rmtree(work)
+
+
+def second(work: Path, options: argparse.Namespace) -> None:
+    with nginx(work / "nginx") as server:
+        if options.project:
+            here = Place(work / "first", server.url)
+            shutil.copytree(options.project, here.root)
+            shutil.rmtree(here.root / ".ftbuild", ignore_errors=True)
+            manifest = here.root / "FTBUILD.toml"
+            manifest.write_text(manifest.read_text().replace('dir = "../../cache"', ""))
+            shutil.copytree(options.cache, work / "first-store")
+            here.run("make", options.target)
+            here.run("push", options.target)
+            wanted = options.target
+        else:
+            here = place(work, "first", server.url)
+            (here.root / "made").mkdir()
+            weights(here.root / "made" / "model.safetensors", set())
+            here.run("make")
+            wanted = "all"
+        output = here.root / "ftbuild-out" / wanted
+        size = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
+        with (server.data / "plain").open("wb") as file:
+            for path in sorted(p for p in output.rglob("*") if p.is_file()):
+                file.write(path.read_bytes())
+        plain, ours, counts = [], [], 0
+        for number in range(ROUNDS):
+            plain.append(copy(server, work / "copy"))
+            there = Place(work / f"second-{number}", server.url)
+            shutil.copytree(
+                here.root, there.root, ignore=shutil.ignore_patterns(".ftbuild", "ftbuild-out")
+            )
+            before = len(server.requests())
+            ours.append(there.run("make", wanted))
+            counts = len(server.requests()) - before
+            shutil.rmtree(there.root)
+            shutil.rmtree(there.root.with_name(f"{there.root.name}-store"))
+    a, b = statistics.median(plain), statistics.median(ours)
+    print(f"\n### second make of `{wanted}`, {size:,} bytes, {counts} requests\n")
+    print("| | s | MB/s | |\n|---|---|---|---|")
+    print(f"| curl, one file | {a:.2f} | {size / a / 1e6:.0f} | x 1 |")
+    print(f"| ftbuild make | {b:.2f} | {size / b / 1e6:.0f} | x {b / a:.2f} |")
+
+
+def copy(server: Nginx, target: Path) -> float:
+    """Copy the plain file from the server; return the seconds that it took."""
+    target.unlink(missing_ok=True)
+    began = time.monotonic()
+    subprocess.run(["curl", "-sf", "-o", target, f"{server.url}/plain"], check=True)
+    return time.monotonic() - began
+
+
+def weights(path: Path, changed: set[int], *, seed: int = 0) -> int:
+    """Write a file as of a model: tensors one after another; return the bytes of changed ones."""
+    size = MODEL_BYTES // NUM_TENSORS
+    with path.open("wb") as file:
+        file.write(b"\0" * 40_000)  # the header of a safetensors file of so many tensors
+        for number in range(NUM_TENSORS):
+            file.write(random.Random(number + (1000 + seed) * (number in changed)).randbytes(size))
+    return size * len(changed)
+
+
+def rows(path: Path, edited: int | None) -> int:
+    """Write a file of rows, one of them edited; return the bytes that differ."""
+    text = random.Random(1)
+    with path.open("wb") as file:
+        for number in range(NUM_ROWS):
+            row = b'{"text": "%s"}\n' % text.randbytes(ROW_BYTES // 2).hex().encode()
+            file.write(row if number != edited else row.replace(b'"text"', b'"edit"'))
+    return ROW_BYTES if edited is not None else 0
+
+
+def sent(work: Path, options: argparse.Namespace) -> None:
+    print("\n### sent after an edit: bytes, and how many times the bytes that changed\n")
+    head = ["ftbuild", "restic", "borg", "dvc", "plain sync"]
+    print("| edit | changed | " + " | ".join(head) + " |\n|---|---|" + "---|" * len(head))
+    made = work / "made"
+    for title, base, edit in edits(made):
+        found = {name: grown(work / "tools", name, made, base, edit, options) for name in head}
+        changed = found["ftbuild"][1]
+        cells = [
+            "-" if size is None else f"{size:,} (x {size / changed:.2f})"
+            for size, _ in found.values()
+        ]
+        print(f"| {title} | {changed:,} | " + " | ".join(cells) + " |")
+        shutil.rmtree(made)
+
+
+def edits(made: Path) -> Iterator[tuple[str, object, object]]:
+    """Yield name, and how the files are made before and after."""
+    middle = set(range(100, 160))  # q and v of the upper half
+    model, data = made / "model.safetensors", made / "rows.jsonl"
+    yield (
+        "a merge that touches 60 of 272 tensors",
+        lambda: weights(model, set()),
+        lambda: weights(model, middle),
+    )
+    yield (
+        "a full fine-tune with frozen embeddings: 270 of 272",
+        lambda: weights(model, set()),
+        lambda: weights(model, set(range(2, NUM_TENSORS))),
+    )
+    yield (
+        f"one row of {NUM_ROWS:,}",
+        lambda: rows(data, None),
+        lambda: rows(data, NUM_ROWS // 2),
+    )
+
+
+def grown(
+    work: Path, name: str, made: Path, base: object, edit: object, options: argparse.Namespace
+) -> tuple[int | None, int]:
+    """Return the bytes by which a tool's remote grows with an edit, and those that changed."""
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(made, ignore_errors=True)
+    work.mkdir()
+    made.mkdir()
+    assert callable(base)
+    assert callable(edit)
+    base()
+    tool = {"ftbuild": by_ftbuild, "restic": by_restic, "borg": by_borg, "dvc": by_dvc}.get(
+        name, by_sync
+    )
+    keep = tool(work, made, options)
+    if keep is None:
+        return None, 0
+    next(keep)
+    before = tree_bytes(work / "remote")
+    changed = edit()
+    next(keep)
+    after = tree_bytes(work / "remote")
+    return after - before, changed
+
+
+def tree_bytes(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def by_ftbuild(work: Path, made: Path, _: argparse.Namespace) -> Iterator[None]:
+    here = place(work, "work", str(work / "remote"))
+    (here.root / "made").symlink_to(made)
+    while True:
+        here.run("make")
+        yield
+
+
+def by_restic(work: Path, made: Path, _: argparse.Namespace) -> Iterator[None] | None:
+    if shutil.which("restic") is None:
+        return None
+    return _by_restic(work, made)
+
+
+def _by_restic(work: Path, made: Path) -> Iterator[None]:
+    environment = {**os.environ, "RESTIC_PASSWORD": "x", "RESTIC_CACHE_DIR": str(work / "cache")}
+    restic = ["restic", "-q", "-r", str(work / "remote")]
+    subprocess.run([*restic, "init"], env=environment, check=True)
+    while True:
+        subprocess.run([*restic, "backup", str(made)], env=environment, check=True)
+        yield
+
+
+def by_borg(work: Path, made: Path, _: argparse.Namespace) -> Iterator[None] | None:
+    if shutil.which("borg") is None:
+        return None
+    return _by_borg(work, made)
+
+
+def _by_borg(work: Path, made: Path) -> Iterator[None]:
+    environment = {**os.environ, "BORG_BASE_DIR": str(work / "cache")}
+    subprocess.run(
+        ["borg", "init", "-e", "none", str(work / "remote")], env=environment, check=True
+    )
+    for number in range(9):
+        archive = f"{work / 'remote'}::{number}"
+        subprocess.run(
+            ["borg", "create", "-C", "none", archive, str(made)], env=environment, check=True
+        )
+        yield
+
+
+def by_dvc(work: Path, made: Path, options: argparse.Namespace) -> Iterator[None] | None:
+    if options.peers is None:
+        return None
+    return _by_dvc(work, made, str(options.peers / "bin" / "dvc"))
+
+
+def _by_dvc(work: Path, made: Path, dvc: str) -> Iterator[None]:
+    root = work / "work"
+    root.mkdir()
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "HOME": str(work)}
+
+    def run(*args: str) -> None:
+        subprocess.run([dvc, *args, "-q"], cwd=root, env=environment, check=True)
+
+    run("init", "--no-scm")
+    run("remote", "add", "-d", "it", str(work / "remote"))
+    while True:
+        shutil.rmtree(root / "made", ignore_errors=True)
+        shutil.copytree(made, root / "made")
+        run("add", "made")
+        run("push")
+        yield
+
+
+def by_sync(work: Path, made: Path, _: argparse.Namespace) -> Iterator[None]:
+    (work / "remote").mkdir()
+    for number in range(9):  # a changed file is sent whole, and the one before is kept
+        shutil.copytree(made, work / "remote" / str(number))
+        yield
+
+
+def many(work: Path, options: argparse.Namespace) -> None:
+    num_files, total = 600, int(options.gigabytes * 1e9)
+    with serving(work) as server:
+        here = place(work, "many", "")
+        (here.root / "made").mkdir()
+        for number in range(num_files):
+            # Half the bytes in a few large files, the rest in files of a few megabytes.
+            size = total // 2 // 8 if number < 8 else total // 2 // (num_files - 8)
+            with (here.root / "made" / f"{number:04d}").open("wb") as file:
+                for _ in range(size // (1 << 20)):
+                    file.write(os.urandom(1 << 20))
+        here.run("make")
+        size = tree_bytes(here.root / "made")
+        os.sync()
+        began = time.monotonic()
+        shutil.copytree(here.root / "made", work / "plain")
+        os.sync()
+        plain_s = time.monotonic() - began
+        shutil.rmtree(work / "plain")
+        rows = [("cp -r, sync", plain_s, 0.0)]
+        here.remote = server.url
+        rows.append(("push to nginx", *here.usage("push")))
+        rows.append(("push again: nothing to send", *here.usage("push")))
+        there = place(work, "there", server.url)
+        (there.root / "made").symlink_to(here.root / "made")
+        rows.append(("pull", *there.usage("pull")))
+    print(f"\n### many: {size:,} bytes in {num_files} files\n")
+    print("| | s | MB/s | peak MiB |\n|---|---|---|---|")
+    for name, seconds, peak in rows:
+        print(f"| {name} | {seconds:.1f} | {size / seconds / 1e6:.0f} | {peak:.0f} |")
+
+
+@contextmanager
+def serving(work: Path) -> Iterator[Nginx]:
+    with nginx(work / "nginx-many") as server:
+        yield server
+
+
+if __name__ == "__main__":
+    main()

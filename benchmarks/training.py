@@ -1,0 +1,217 @@
+"""Time per step of each training rule beside a plain TRL script, in turns in one process.
+
+    python benchmarks/training.py [METHOD…]
+
+Both train the same random model (1.7 M weights, LoRA) on the same ids with the same settings on
+one CPU thread, and both log each step. They take turns, ROUNDS times; a figure is the median of
+all their steps but the first two of each run. The losses are compared too: a faster loop that
+computes something else would be no gain.
+"""
+
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "rules"), str(ROOT / "tests")]
+
+from ftbuild.api import Artifact, Model, Tokens  # noqa: E402
+from ftbuild.testing import RecordingContext, artifact, context, run_rule  # noqa: E402
+from tiny_models import make_model, make_tokens  # noqa: E402
+
+ROUNDS, STEPS, SKIPPED, BATCH, LENGTH = 4, 20, 2, 4, 64
+SIZE = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 512,
+}
+LORA = {"r": 8, "alpha": 16}
+Timed = tuple[list[float], list[float]]
+"""The seconds of each step, and the losses."""
+
+
+def ids(random: Any, count: int) -> list[int]:
+    return [random.randrange(3, 300) for _ in range(count)]
+
+
+def rows_of(form: str) -> list[dict[str, Any]]:
+    import random
+
+    source = random.Random(0)
+    rows = []
+    for _ in range(BATCH * STEPS):
+        if form == "sft":
+            row = ids(source, LENGTH)
+            rows.append({"input_ids": row, "labels": [-100] * 30 + row[30:]})
+        else:
+            sides = {f"{name}_ids": ids(source, LENGTH // 2) for name in ("chosen", "rejected")}
+            rows.append({"prompt_ids": ids(source, LENGTH // 2), **sides})
+    return rows
+
+
+class TimedContext(RecordingContext):
+    """Notes when each step was reported."""
+
+    def progress(self, step: int, steps: int | None = None, **metrics: float) -> None:
+        super().progress(step, steps, **metrics)
+        self.times = [*getattr(self, "times", []), time.perf_counter()]
+
+
+def with_ftbuild(rule: Any, inputs: dict[str, Artifact], directory: Path) -> Timed:
+    folders = context(directory)
+    ctx = TimedContext(folders.out, folders.scratch)
+    params = {"batch_size": BATCH, "max_steps": STEPS, "learning_rate": 1e-3, "lora": LORA}
+    run_rule(rule, inputs, params, directory, ctx=ctx)
+    return steps_between(ctx.times), [metrics["loss"] for _, _, metrics in ctx.steps]
+
+
+def steps_between(times: list[float]) -> list[float]:
+    return [after - before for before, after in pairwise(times)][SKIPPED:]
+
+
+def with_trl(make: Callable[..., Any], directory: Path) -> Timed:
+    import torch
+    from peft import LoraConfig
+    from transformers import PrinterCallback, TrainerCallback, set_seed
+
+    class Clock(TrainerCallback):
+        times: list[float] = []  # noqa: RUF012
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if "loss" in logs:
+                self.times.append(time.perf_counter())
+
+    torch.set_num_threads(1)
+    set_seed(42)
+    settings = {
+        "output_dir": str(directory / "trl"),
+        "per_device_train_batch_size": BATCH,
+        "max_steps": STEPS,
+        "learning_rate": 1e-3,
+        "bf16": False,
+        "activation_checkpointing": False,
+        "use_cpu": True,
+        "logging_steps": 1,
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = make(settings, lora)
+    clock = Clock()
+    clock.times = []
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(clock)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return steps_between(clock.times), losses
+
+
+def pretokenized(trainer_class: type) -> type:
+    """TRL's preference trainers tokenize texts; this takes ids, as everywhere in its issues."""
+
+    class Pretokenized(trainer_class):  # type: ignore[misc]  # untyped library
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+    return Pretokenized
+
+
+def plain_sft(model: Path) -> Callable[..., Any]:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    return lambda settings, lora: SFTTrainer(
+        str(model),
+        args=SFTConfig(**settings),
+        train_dataset=Dataset.from_list(rows_of("sft")),
+        peft_config=lora,
+    )
+
+
+def plain_dpo(model: Path, **more: Any) -> Callable[..., Any]:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    return lambda settings, lora: pretokenized(DPOTrainer)(
+        str(model),
+        args=DPOConfig(**settings, **more),
+        train_dataset=Dataset.from_list(rows_of("preference")),
+        peft_config=lora,
+    )
+
+
+def plain_reward(model: Path) -> Callable[..., Any]:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import RewardConfig, RewardTrainer
+
+    rows = [
+        {name: row["prompt_ids"] + row[name] for name in ("chosen_ids", "rejected_ids")}
+        for row in rows_of("preference")
+    ]
+    lora = LoraConfig(
+        r=8,
+        lora_alpha=16,
+        target_modules="all-linear",
+        task_type="SEQ_CLS",
+        modules_to_save=["score"],
+    )
+    return lambda settings, _: RewardTrainer(
+        str(model),
+        args=RewardConfig(**settings),
+        train_dataset=Dataset.from_list(rows),
+        peft_config=lora,
+    )
+
+
+def main() -> None:
+    from ftbuild_rules.training.dpo import dpo
+    from ftbuild_rules.training.ipo import ipo
+    from ftbuild_rules.training.reward_model import reward_model
+    from ftbuild_rules.training.sft import sft
+
+    directory = Path(tempfile.mkdtemp())
+    path = make_model(directory / "model", **SIZE)
+    model = artifact(Model, path)
+    data = {
+        form: artifact(Tokens, make_tokens(directory / form, rows_of(form)))
+        for form in ("sft", "preference")
+    }
+    methods = {
+        "sft": (sft, "sft", plain_sft(path)),
+        "dpo": (dpo, "preference", plain_dpo(path)),
+        "ipo": (ipo, "preference", plain_dpo(path, loss_type=["ipo"])),
+        "reward_model": (reward_model, "preference", plain_reward(path)),
+    }
+    print(
+        f"{platform.machine()}, Python {platform.python_version()}, one thread, "
+        f"{ROUNDS} rounds of {STEPS} steps in turns\n\n"
+        "| method | TRL, ms a step | ftbuild, ms a step | ratio | largest difference of a loss |\n"
+        "| --- | --- | --- | --- | --- |"
+    )
+    for name in sys.argv[1:] or methods:
+        rule, form, make = methods[name]
+        ours: list[float] = []
+        theirs: list[float] = []
+        for _ in range(ROUNDS):
+            plain, expected = with_trl(make, directory)
+            own, losses = with_ftbuild(rule, {"model": model, "data": data[form]}, directory)
+            theirs += plain
+            ours += own
+            apart = max(abs(a - b) for a, b in zip(losses, expected, strict=True))
+        trl, ftb = statistics.median(theirs) * 1e3, statistics.median(ours) * 1e3
+        print(f"| {name} | {trl:.1f} | {ftb:.1f} | {ftb / trl:.3f} | {apart:.1e} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Many requests at once, their answers in order, never more than a few of them in memory."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+THREADS = 8
+_AHEAD = 2 * THREADS
+"""So many chunks of 4 MiB at most are in memory: 64 MiB."""
+
+
+def in_order(
+    pool: ThreadPoolExecutor, ask: Callable[[A], B], items: Iterable[A]
+) -> Generator[B, None, None]:
+    """Yield `ask(item)` for each item, in their order, asked in the threads of `pool`.
+
+    What `ask` raises is raised here, and what was not begun is then not done.
+    """
+    waiting: deque[Future[B]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(ask, item))
+            if len(waiting) >= _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def pool(name: str) -> ThreadPoolExecutor:
+    """Return threads for requests."""
+    return ThreadPoolExecutor(THREADS, thread_name_prefix=name)

@@ -1,0 +1,264 @@
+"""`quantize`: a model in 4 or 8 bits, as plain Transformers loads it.
+
+The files of the model are read and written tensor by tensor; the largest of them, and what
+becomes of it, is all that is held in memory (GPTQ holds the calibration rows and one layer as
+well). With nf4, fp4 and int8 the result is bit for bit what bitsandbytes makes while a model
+loads, so it loads at once and everyone who needs it shares it.
+
+`quantization.json` says what it was made from, and how far each layer is from the original.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ftbuild.api import (
+    AttributeProblem,
+    Context,
+    Field,
+    Inputs,
+    Model,
+    Params,
+    Place,
+    QuantizedModel,
+    RuleError,
+    canonical_json,
+    rule,
+)
+from ftbuild_rules.models._card import CARDS
+from ftbuild_rules.models._files import INDEX_NAME, files_of, weight_files
+from ftbuild_rules.models._safetensors import StoredTensor, TensorSpec, read_tensors
+from ftbuild_rules.models._torch import SAFETENSORS_NAMES, load_tensor
+from ftbuild_rules.quantization import _bitsandbytes
+from ftbuild_rules.quantization._dequantize import QUANTIZATION_NAME
+from ftbuild_rules.quantization._error import LayerError, measure, overall
+from ftbuild_rules.quantization._layers import Layers, empty_model, linear_weights
+from ftbuild_rules.quantization._tensor_file import TensorFile, header_room
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_OWN = {
+    "block_size": ("nf4", "fp4"),
+    "double_quantization": ("nf4", "fp4"),
+    "compute_dtype": ("nf4", "fp4"),
+    "outlier_threshold": ("int8",),
+}
+
+
+class QuantizeInputs(Inputs):
+    """What to quantize."""
+
+    model: Model
+    """The model in full precision."""
+
+
+class QuantizeParams(Params):
+    """How to quantize."""
+
+    method: Literal["nf4", "fp4", "int8"] = "nf4"
+    """`nf4`, `fp4`: blocks of 4-bit values (bitsandbytes, QLoRA); `int8`: rows of 8-bit values
+    (bitsandbytes, LLM.int8())."""
+    block_size: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = 64
+    """Values that share a scale, for `nf4` and `fp4`."""
+    double_quantization: bool = False
+    """Keep the scales of `nf4` and `fp4` in 8 bits too: 0.37 bits less for each weight."""
+    compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The type that layers in `nf4` and `fp4` compute in."""
+    outlier_threshold: float = Field(6.0, ge=0)
+    """Columns whose inputs reach this size are computed in 16 bits with `int8`."""
+    skip_modules: tuple[str, ...] = ()
+    """Layers to leave as they are besides the output layer: their names, or how these end."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The type of all that is not quantized; `auto` leaves it as it is."""
+
+
+def check(kinds: Mapping[str, tuple[str, ...]], params: QuantizeParams) -> None:
+    """Refuse attributes of another method than the one that is asked for."""
+    for name in params.model_fields_set:
+        if params.method not in _OWN.get(name, (params.method,)):
+            raise AttributeProblem(
+                name,
+                f"`{name}` belongs to {' and '.join(f'`{m}`' for m in _OWN[name])}, not to "
+                f"`{params.method}`",
+                "remove it, or choose another `method`",
+            )
+
+
+@rule(
+    version=1,
+    output=QuantizedModel,
+    pins=("torch", "transformers", "bitsandbytes"),
+    preload=("torch", "transformers", "bitsandbytes"),
+    check=check,
+    cpus="all",
+)
+def quantize(ctx: Context, inputs: QuantizeInputs, params: QuantizeParams) -> None:
+    """Store the weights of a model's linear layers in 4 or 8 bits."""
+    import torch
+
+    torch.set_num_threads(1)  # the mean of the scales depends on it; values go in our own threads
+    files = files_of(inputs.model.path)
+    stored = {name: read_tensors(files[name], name) for name in weight_files(files)}
+    specs = _distinct(stored)
+    config = json.loads(files["config.json"].read_bytes())
+    layers = linear_weights(empty_model(inputs.model.path), specs, skip_modules=params.skip_modules)
+    work = _Work(ctx, params, layers.weights)
+    sizes = {name: work.write_file(name, tensors) for name, tensors in stored.items()}
+    for path in sorted(p for p in inputs.model.path.rglob("*") if p.is_file()):
+        name = path.relative_to(inputs.model.path).as_posix()
+        if path.suffix != ".safetensors" and name not in ("config.json", INDEX_NAME, *CARDS):
+            ctx.link(path, name)
+    if INDEX_NAME in files:
+        weight_map = {tensor: file for file, found in sizes.items() for tensor in found}
+        total = sum(size for found in sizes.values() for size in found.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (ctx.out / INDEX_NAME).write_bytes(canonical_json(index))
+    (ctx.out / "config.json").write_bytes(canonical_json(_config(config, params, layers)))
+    error = overall(work.errors)
+    about = {
+        "method": params.method,
+        "source": inputs.model.digest,
+        "relative_error": error,
+        "layers": {name: work.layer(specs[name]) for name in sorted(work.errors)},
+    }
+    (ctx.out / QUANTIZATION_NAME).write_bytes(canonical_json(about))
+    ctx.facts(
+        quantized_weights=len(layers.weights),
+        relative_error=error,
+        bytes_before=sum(spec.size_bytes for spec in specs.values()),
+        bytes_after=sum(size for found in sizes.values() for size in found.values()),
+    )
+
+
+def _distinct(stored: Mapping[str, tuple[StoredTensor, ...]]) -> dict[str, TensorSpec]:
+    """Return all tensors by name; each must stand in one file only.
+
+    Raises:
+        RuleError: E0924.
+    """
+    specs: dict[str, TensorSpec] = {}
+    for file, tensors in stored.items():
+        for tensor in tensors:
+            if tensor.spec.name in specs:
+                raise RuleError(
+                    f"the weight `{tensor.spec.name}` stands in two files",
+                    code="E0924",
+                    where=Place(path=file),
+                    fix="fetch or save the model again",
+                )
+            specs[tensor.spec.name] = tensor.spec
+    return specs
+
+
+def _config(config: dict[str, Any], params: QuantizeParams, layers: Layers) -> dict[str, Any]:
+    """Return the model's settings with those of the quantization."""
+    from transformers import BitsAndBytesConfig
+
+    if params.dtype != "auto":
+        config = {key: value for key, value in config.items() if key != "torch_dtype"}
+        config["dtype"] = params.dtype
+    settings = BitsAndBytesConfig(
+        load_in_8bit=params.method == "int8",
+        load_in_4bit=params.method != "int8",
+        llm_int8_threshold=params.outlier_threshold,
+        llm_int8_skip_modules=list(layers.skipped) or None,
+        bnb_4bit_compute_dtype=params.compute_dtype,
+        bnb_4bit_quant_type=params.method if params.method != "int8" else "fp4",
+        bnb_4bit_use_double_quant=params.double_quantization,
+    ).to_dict()
+    return {**config, "quantization_config": settings}
+
+
+class _Work:
+    """The tensors of a model on their way from its files to those of the artifact."""
+
+    def __init__(self, ctx: Context, params: QuantizeParams, layers: Mapping[str, bool]) -> None:
+        self._ctx = ctx
+        self._params = params
+        self._layers = layers
+        self.errors: dict[str, LayerError] = {}
+
+    def layer(self, spec: TensorSpec) -> dict[str, Any]:
+        """Return what is noted of a quantized weight: what it was, and how far it is off."""
+        return {
+            "dtype": SAFETENSORS_NAMES.get(self._params.dtype, spec.dtype),
+            "shape": list(spec.shape),
+            "transposed": self._layers[spec.name],
+            **self.errors[spec.name].figures(),
+        }
+
+    def write_file(self, name: str, tensors: tuple[StoredTensor, ...]) -> dict[str, int]:
+        """Write one file and return the sizes of its tensors."""
+        names = [
+            each
+            for tensor in tensors
+            for each in _bitsandbytes.sidecar_names(tensor.spec.name, self._params.method)
+        ]
+        with TensorFile(self._ctx.out / name, room=header_room(names)) as file:
+            for tensor in tensors:
+                if tensor.spec.name in self._layers:
+                    file.add_all(self._quantized(tensor))
+                    self._ctx.progress(len(self.errors), len(self._layers))
+                else:
+                    self._keep(file, tensor)
+        return file.sizes
+
+    def _keep(self, file: TensorFile, tensor: StoredTensor) -> None:
+        wanted = SAFETENSORS_NAMES.get(self._params.dtype, tensor.spec.dtype)
+        if tensor.spec.dtype not in _FLOATS or wanted == tensor.spec.dtype:
+            file.add(tensor.spec, tensor.blocks())
+        else:
+            file.add_all({tensor.spec.name: self._load(tensor)})
+
+    def _load(self, tensor: StoredTensor) -> Any:
+        import torch
+
+        value = load_tensor(tensor)
+        return (
+            value if self._params.dtype == "auto" else value.to(getattr(torch, self._params.dtype))
+        )
+
+    def _quantized(self, tensor: StoredTensor) -> dict[str, Any]:
+        """Return what stands for one weight, and remember its error.
+
+        Raises:
+            RuleError: E0971: it cannot be quantized.
+        """
+        name, params, threads = tensor.spec.name, self._params, self._ctx.cpus
+        if tensor.spec.dtype not in ("F32", "F16", "BF16") and params.dtype == "auto":
+            raise _unfit(name, f"its type is {tensor.spec.dtype}", 'set `dtype = "float32"`')
+        weight = self._load(tensor)
+        if self._layers[name]:
+            weight = weight.T.contiguous()
+        try:
+            if params.method == "int8":
+                values, scales = _bitsandbytes.quantize_8bit(weight, threads=threads)
+                again = _bitsandbytes.dequantize_8bit(values, scales)
+                made = _bitsandbytes.stored_8bit(name, values, scales)
+            else:
+                numbers, state = _bitsandbytes.quantize_4bit(
+                    weight,
+                    params.method,
+                    block_size=params.block_size,
+                    double=params.double_quantization,
+                    threads=threads,
+                )
+                again = _bitsandbytes.dequantize_4bit(numbers, state)
+                made = _bitsandbytes.stored_4bit(name, numbers, state)
+        except _bitsandbytes.NotFinite as error:
+            raise _unfit(
+                name,
+                "it holds NaN or infinite values, or values too large for the type",
+                "mend the model: a weight that is not finite answers nothing",
+            ) from error
+        self.errors[name] = measure(weight, again)
+        return made
+
+
+def _unfit(name: str, why: str, fix: str) -> RuleError:
+    return RuleError(
+        f"the weight `{name}` cannot be quantized",
+        code="E0971",
+        where=Place(path=name),
+        why=why,
+        fix=fix,
+    )

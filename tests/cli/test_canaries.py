@@ -1,0 +1,187 @@
+"""A secret in each place where one can be, and no trace of it in anything that ftbuild leaves.
+
+One project builds, fails, explains itself and crashes; then every byte of what was printed, and
+of every file below the project and the store, is searched.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from cli.toy import Toy
+
+WORDS = "xylophone"
+"""No pattern would know it: what gives these away is where they stand."""
+CANARIES = {
+    "MY_API_TOKEN": f"{WORDS}-environment-1",
+    "HF_TOKEN": f"{WORDS}-hub-2",
+    "AWS_SECRET_ACCESS_KEY": f"{WORDS}-bucket-3",
+    "DATABASE": f"postgresql://me:{WORDS}-database-4@127.0.0.1:1/x",
+    "FTBUILD_SIGNING_KEY": f"{WORDS}-signing-5",
+    "RANDOM": "a7Xk29Qm41Zp83Lr65",
+}
+SOURCE = f"https://me:{WORDS}-source-6@127.0.0.1:1/rows.txt"
+QUERY = f"https://127.0.0.1:1/rows.txt?token={WORDS}-query-7"
+PARAM = f"curl https://me:{WORDS}-param-8@127.0.0.1:1/x"
+CONFIG = f"https://me:{WORDS}-config-9@127.0.0.1:1/cache"
+SET = f"hf_{'a8Bc' * 8}"
+NEEDLES = [
+    *(f"{WORDS}-{rest}" for rest in (
+        "environment-1", "hub-2", "bucket-3", "database-4", "signing-5", "source-6", "query-7",
+        "param-8", "config-9",
+    )),
+    CANARIES["RANDOM"],
+    SET,
+]  # fmt: skip
+GOOD = """\
+[project]
+name = "canaries"
+rules = ["rules/loose.py"]
+
+[command.prints]
+run = "echo got $MY_API_TOKEN $RANDOM; echo $MY_API_TOKEN >&2; echo fine > $out/f"
+env = ["MY_API_TOKEN", "RANDOM"]
+
+[command.fails]
+run = "echo before $MY_API_TOKEN; echo $RANDOM >&2; false"
+env = ["MY_API_TOKEN", "RANDOM"]
+
+[loose.tells]
+token = "MY_API_TOKEN"
+
+[loose.raises]
+token = "MY_API_TOKEN"
+fail = true
+
+[command.rows]
+srcs = { rows = { sql = "select 1", url_env = "DATABASE" } }
+run = "cat $rows > $out/f"
+"""
+RULE = """\
+from ftbuild.api import Context, File, Inputs, Params, RuleError, Variable, rule
+
+class LooseInputs(Inputs):
+    token: Variable
+
+class LooseParams(Params):
+    fail: bool = False
+
+@rule(output=File)
+def loose(ctx: Context, inputs: LooseInputs, params: LooseParams) -> None:
+    value = inputs.token.value
+    print("printed", value)
+    ctx.log(f"logged {value}")
+    ctx.warn(f"warned of {value}")
+    ctx.facts(token=value, nested={"list": [value]})
+    if params.fail:
+        raise RuleError(f"cannot use {value}", code="E0899", why=value, fix=f"not {value}")
+    (ctx.out / "f").write_text("fine")
+"""
+SOME = ["prints", "fails", "tells", "raises"]
+COMMANDS = (
+    ["check"], ["plan"], ["make"], ["make", "-k", *SOME], ["make", "-k", "--json", *SOME],
+    ["make", "--locked"], ["why", "fails"], ["log", "prints"], ["log", "fails"], ["log", "raises"],
+    ["inspect", "prints"], ["lock"], ["lock", "--check"], ["provenance", "prints"],
+    ["provenance", "prints", "--json"], ["provenance", "tells", "--statement"],
+    ["verify", "prints"],
+    ["verify", "--all", "--json", "--junit", "junit.xml"], ["verify", "--store"], ["doctor"],
+    ["graph", "--json"], ["targets", "--json"], ["keys"], ["plan", "--json"], ["gc", "-n"],
+    ["plan", "--set", f"prints.run='{SET}'"], ["make", "--debug", "fails"],
+    ["--set", SET], [SET], ["make", SET],
+)  # fmt: skip
+
+
+def run(toy: Toy, *args: str, **environment: str) -> str:
+    done = subprocess.run(
+        [*_command(), *args],
+        cwd=toy.root,
+        env={**toy.environment, **CANARIES, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+def _command() -> list[str]:
+    import sys
+
+    return [sys.executable, "-m", "ftbuild"]
+
+
+def files_of(*folders: Path) -> Iterator[Path]:
+    for folder in folders:
+        for path, _, names in os.walk(folder):
+            yield from (Path(path) / name for name in names)
+
+
+def traces(toy: Toy, said: str) -> list[str]:
+    """Return where a canary is found: in what was printed, or in which file."""
+    found = [f"printed: {needle}" for needle in NEEDLES if needle in said]
+    ours = {toy.root / "FTBUILD.toml", toy.root.parent / "home/.config/ftbuild/config.toml"}
+    for path in files_of(toy.root, toy.root.parent / "store", toy.root.parent / "home"):
+        if path in ours or path.is_symlink():
+            continue
+        data = path.read_bytes()
+        found += [f"{path}: {needle}" for needle in NEEDLES if needle.encode() in data]
+    return found
+
+
+def test_no_canary_is_found_anywhere(toy: Toy) -> None:
+    toy.write("rules/loose.py", RULE)
+    said = []
+    for manifest in (
+        GOOD,
+        GOOD + f'\n[command.bad]\nsrcs = {{ rows = "{SOURCE}" }}\nrun = "true"\n',
+        GOOD + f'\n[command.bad]\nsrcs = {{ rows = "{QUERY}" }}\nrun = "true"\n',
+        GOOD + f'\n[command.bad]\nrun = "{PARAM}"\n',
+        GOOD + f'\n[cache]\nremot = "{CONFIG}"\n',
+    ):
+        toy.write("FTBUILD.toml", manifest)
+        said.append(run(toy, "check"))
+        said.append(run(toy, "make", "--json"))
+    # A project without errors; the signing key of the environment is none, so once without it.
+    toy.write("FTBUILD.toml", GOOD)
+    said += [run(toy, *args) for args in (["make"], ["plan", "--json"], ["doctor"], ["keys"])]
+    said += [run(toy, *args, FTBUILD_SIGNING_KEY="") for args in COMMANDS]
+    toy.write("../home/.config/ftbuild/config.toml", f'[cache]\nremot = "{CONFIG}"\n')
+    said.append(run(toy, "plan"))
+    text = "\n".join(said)
+    assert traces(toy, text) == []
+    # It did come where it could have been told.
+    assert "got … …" in text
+    assert "error[E0118]" in text
+    assert "error[E0899]: cannot use …" in text
+    assert "error[E0030]: the environment variable FTBUILD_SIGNING_KEY holds no private key" in text
+    assert "error[E0442]" in text
+
+
+def test_crash_report_holds_no_canary(toy: Toy) -> None:
+    toy.write("rules/loose.py", RULE)
+    toy.write("FTBUILD.toml", GOOD)
+    run(toy, "plan")
+    toy.write(
+        "sitecustomize.py",
+        "import os, ftbuild.project\n"
+        "def crash(self, *args):\n"
+        "    raise TypeError('no ' + os.environ['MY_API_TOKEN'] + ' here')\n"
+        "ftbuild.project.Project.plan = crash\n",
+    )
+    path = os.pathsep.join([str(toy.root), toy.environment["PYTHONPATH"]])
+    said = run(toy, "plan", FTBUILD_SIGNING_KEY="", PYTHONPATH=path)
+    assert "a bug in ftbuild: TypeError: no … here" in said
+    [report] = (toy.root / ".ftbuild").glob("crash-*")
+    assert "TypeError: no … here" in report.read_text()
+    assert traces(toy, said) == []
+
+
+def test_search_finds_a_canary_that_is_there(toy: Toy) -> None:
+    """The control: an artifact is the user's own, and holds what the command writes."""
+    toy.write(
+        "FTBUILD.toml",
+        '[project]\nname = "x"\n[command.leaks]\nrun = "echo $MY_API_TOKEN > $out/f"\n'
+        'env = ["MY_API_TOKEN"]\n',
+    )
+    said = run(toy, "make", FTBUILD_SIGNING_KEY="")
+    assert any(CANARIES["MY_API_TOKEN"] in found for found in traces(toy, said))

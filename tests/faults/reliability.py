@@ -1,0 +1,85 @@
+"""Make docs/reliability.md of what the fault tests found.
+
+    FTBUILD_FAULT_REPORT=faults.jsonl pytest tests/faults tests/remote tests/engine/test_trust.py
+    python tests/faults/reliability.py faults.jsonl
+
+`FTBUILD_FAULTS=all` fires at every point instead of a sample.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+ROWS = {
+    "1": "kill -9 at any system call",
+    "2": "a power cut: what was not made durable is lost",
+    "4": "a full disk",
+    "5": "no inodes left",
+    "6": "a failing system call: EIO, ENOSPC",
+    "7": "a failing fsync",
+    "8": "a flipped bit in each object",
+    "9": "truncated, empty and swapped blobs",
+    "19": "several builds on one store",
+    "20": "the same where locks do nothing",
+    "31": "a server that lies: truncated, garbage, too long, slow, redirected, a login page, …",
+    "33": "a server that takes nothing: 403, 413, 500, 503, 507, …",
+    "36": "damaged and missing objects of a remote store",
+    "37": "no server at all",
+    "38": "a transfer killed half way",
+    "40": "a poisoned record under the right key",
+    "41": "a signature that is not of the record, or of an unknown key",
+}
+HEAD = """\
+# Reliability
+
+What was done to ftbuild, and what came of it. Each line is a test that makes a fault happen,
+counts how often it really did, and looks for harm: an object whose bytes are not what its name
+says, a record without its bytes, finished work that is done again, a build that does not end
+right afterwards. The control is the same test on a product that is broken on purpose (no fsync,
+writing in place, no verification, locks alone): it has to find harm there, or the test proves
+nothing.
+
+This page is written by `tests/faults/reliability.py` from the results of a run; its docstring
+says how. The pull requests' run fires at a sample of the points, which moves; the nightly one at
+all of them.
+
+| fault | as | fired | harm | control finds harm |
+| --- | --- | --- | --- | --- |
+"""
+
+
+def page(reports: Iterable[Mapping[str, Any]]) -> str:
+    """Return the page for the reports of one run."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for report in reports:
+        key = (report["row"], report["fault"].partition(": ")[0])
+        entry = found.setdefault(key, {"fired": 0, "bad": 0, "control": None})
+        entry["fired"] += report.get("fired", 0)
+        entry["bad"] += report.get("bad", 0)
+        if "control_red" in report:
+            entry["control"] = report["control_red"]
+    lines = []
+    for row in ROWS:
+        named = {fault: entry for (of, fault), entry in found.items() if of == row}
+        controls = [e["control"] for e in named.values() if e["control"] is not None]
+        # One control stands for all forms of a fault: what it breaks is the product.
+        control = "-" if not controls else "yes" if all(controls) else "NO"
+        for fault, entry in sorted(named.items()):
+            if entry["fired"]:
+                lines.append(
+                    f"| {ROWS[row]} | {fault} | {entry['fired']:,} | {entry['bad']} | {control} |"
+                )
+    return HEAD + "\n".join(lines) + "\n"
+
+
+def main(path: str) -> None:
+    """Write the page from a file of reports."""
+    reports = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    PAGE.write_text(page(reports), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
