@@ -1,4 +1,4 @@
-"""`examples/adapters`: merged in four ways, measured, exported, and asked by llama.cpp."""
+"""`examples/merging`: merged in four ways, measured, exported, and asked by llama.cpp."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[2] / "examples/adapters"
+EXAMPLE = Path(__file__).parents[2] / "examples/merging"
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,7 @@ class Workspace:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    root = tmp_path_factory.mktemp("adapters") / "copy"
+    root = tmp_path_factory.mktemp("merging") / "copy"
     ignored = shutil.ignore_patterns(".ftbuild", "ftbuild-out", "base")
     shutil.copytree(EXAMPLE, root, ignore=ignored)
     workspace = Workspace(root)
@@ -58,7 +58,7 @@ def test_merged_models_differ_and_the_gate_passes(built: Workspace) -> None:
         (built.root / "ftbuild-out" / name / "model.safetensors").read_bytes() for name in merges
     }
     assert len(weights) == 4
-    assert built.figures("good_enough")["exact_match"] == 1.0
+    assert built.figures("good_enough")["perplexity"] < 20
 
 
 def test_failed_gate_fails_the_build_and_publishes_nothing(built: Workspace) -> None:
