@@ -1,4 +1,4 @@
-"""The peers of tokens.py, each in a process of its own: prints the seconds that its work took.
+"""The peers of tokens.py, each in a process of its own: prints what its work took.
 
     python _token_peers.py METHOD ROWS.jsonl MODEL_DIRECTORY PROCESSES
 
@@ -8,16 +8,35 @@ Imports, and what is done once whatever the number of rows, are not counted.
 import json
 import multiprocessing
 import os
+import resource
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRL_EXPERIMENTAL_SILENCE="1")
 
 
-def limit(rows: Path, model: Path, processes: int) -> float:
+class Work(NamedTuple):
+    """What some work took."""
+
+    cpu_s: float
+    """User and system, of this process and of those it started."""
+    wall_s: float
+
+    def since(self, before: "Work") -> "Work":
+        """Return what came to it."""
+        return Work(self.cpu_s - before.cpu_s, self.wall_s - before.wall_s)
+
+
+def now() -> Work:
+    """Return what was used until now."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return Work(sum(u.ru_utime + u.ru_stime for u in used), time.monotonic())
+
+
+def limit(rows: Path, model: Path, processes: int) -> Work:
     """`encode_batch_fast` of the texts as the template renders them, and nothing else."""
     from transformers import AutoTokenizer
 
@@ -27,27 +46,22 @@ def limit(rows: Path, model: Path, processes: int) -> float:
     texts = [tokenizer.apply_chat_template(c, tokenize=False) for c in conversations]
     backend = tokenizer.backend_tokenizer
     backend.encode_batch_fast(texts[:64], add_special_tokens=False)
-    ready = multiprocessing.Barrier(processes)
-    times = multiprocessing.Queue()
 
     def work(part: list[str]) -> None:
-        ready.wait()
-        begin = time.monotonic()
         for at in range(0, len(part), 256):
             backend.encode_batch_fast(part[at : at + 256], add_special_tokens=False)
-        times.put((begin, time.monotonic()))
 
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=work, args=(texts[n::processes],)) for n in range(processes)]
+    begin = now()
     for worker in workers:
         worker.start()
-    spans = [times.get() for _ in workers]
     for worker in workers:
         worker.join()
-    return max(end for _, end in spans) - min(begin for begin, _ in spans)
+    return now().since(begin)
 
 
-def datasets_map(rows: Path, model: Path, processes: int) -> float:
+def datasets_map(rows: Path, model: Path, processes: int) -> Work:
     """`datasets.map` over `apply_chat_template`, from the rows' file to Arrow files; no masks."""
     from datasets import load_dataset
     from transformers import AutoTokenizer
@@ -57,13 +71,13 @@ def datasets_map(rows: Path, model: Path, processes: int) -> float:
     def tokenize(row: dict[str, Any]) -> dict[str, Any]:
         return {"input_ids": tokenizer.apply_chat_template(row["messages"])["input_ids"]}
 
-    begin = time.monotonic()
+    begin = now()
     dataset = load_dataset("json", data_files=str(rows), split="train")
     dataset.map(tokenize, num_proc=processes, remove_columns=dataset.column_names)
-    return time.monotonic() - begin
+    return now().since(begin)
 
 
-def trl(rows: Path, model: Path, processes: int) -> float:
+def trl(rows: Path, model: Path, processes: int) -> Work:
     """What `SFTTrainer` does with the rows when it is made, with masks of the assistant's text."""
     from datasets import load_dataset
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -86,7 +100,7 @@ def trl(rows: Path, model: Path, processes: int) -> float:
         bf16=False,
         report_to=[],
     )
-    begin = time.monotonic()
+    begin = now()
     dataset = load_dataset("json", data_files=str(rows), split="train")
     SFTTrainer(
         model=LlamaForCausalLM(config),
@@ -94,7 +108,7 @@ def trl(rows: Path, model: Path, processes: int) -> float:
         train_dataset=dataset.select_columns(["messages"]),
         processing_class=tokenizer,
     )
-    return time.monotonic() - begin
+    return now().since(begin)
 
 
 def main() -> None:
@@ -103,8 +117,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         os.environ["HF_DATASETS_CACHE"] = cache
         methods = {"limit": limit, "datasets.map": datasets_map, "trl": trl}
-        seconds = methods[method](Path(rows), Path(model), int(processes))
-    print(f"seconds {seconds:.3f}")
+        work = methods[method](Path(rows), Path(model), int(processes))
+    print(f"seconds {work.cpu_s:.3f} {work.wall_s:.3f}")
 
 
 if __name__ == "__main__":

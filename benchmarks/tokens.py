@@ -14,7 +14,8 @@
   xxh3 of each line), and to read and hash its bytes (SHA-256), one after another on one core.
 - memory: the largest process of a first build of short rows, at two sizes
 
-Units: wall seconds, MiB.
+Units: seconds of CPU (user and system, all descendants) and of the clock, MiB. On a machine that
+does other work too, those of CPU are the ones to compare.
 """
 
 import argparse
@@ -98,12 +99,13 @@ class Bench:
         shutil.copyfile(rows, self.rows)
         return self.make("toks")
 
-    def peer(self, method: str, rows: Path, processes: int) -> float:
-        """Return the seconds of a peer's work."""
+    def peer(self, method: str, rows: Path, processes: int) -> tuple[float, float]:
+        """Return the seconds of a peer's work, of CPU and of the clock."""
         model = self.work / "peer-model"
         self.run(str(HERE / "_token_peers.py"), method, str(rows), str(model), str(processes))
-        found = re.findall(r"^seconds ([\d.]+)$", (self.work / "log").read_text(), re.MULTILINE)
-        return float(found[-1])
+        found = re.findall(r"^seconds (\S+) (\S+)$", (self.work / "log").read_text(), re.MULTILINE)
+        cpu_s, wall_s = found[-1]
+        return float(cpu_s), float(wall_s)
 
     def said(self, pattern: str) -> str:
         """Return what the last command said."""
@@ -113,7 +115,7 @@ class Bench:
 
 def prepare(bench: Bench, args: argparse.Namespace) -> None:
     """Make the rows and the base model."""
-    for rows in {args.rows, args.rows // 10, args.edit_rows}:
+    for rows in sorted({args.rows, args.rows // 10, args.edit_rows}):
         written(bench.work / f"chats-{rows}.jsonl", lines(rows))
     for rows in args.memory_rows:
         written(bench.work / f"short-{rows}.jsonl", short_lines(rows))
@@ -136,16 +138,23 @@ def prepare(bench: Bench, args: argparse.Namespace) -> None:
 def throughput(bench: Bench, rows: int, cores: int) -> None:
     """Print rows per second of each way to tokens."""
     small, large = (bench.work / f"chats-{count}.jsonl" for count in (rows // 10, rows))
+    used = bench.first(large)
     found = {
-        "ftbuild": rows / bench.first(large).wall_s,
-        "raw encode_batch_fast": rows / bench.peer("limit", large, cores),
-        "TRL SFTTrainer": rows / 10 / bench.peer("trl", small, cores),
-        "datasets.map": rows / 10 / bench.peer("datasets.map", small, cores),
+        "ftbuild": (rows, used.cpu_s, used.wall_s),
+        "raw encode_batch_fast": (rows, *bench.peer("limit", large, cores)),
+        "TRL SFTTrainer": (rows // 10, *bench.peer("trl", small, cores)),
+        "datasets.map": (rows // 10, *bench.peer("datasets.map", small, cores)),
     }
-    print(f"\n{rows:,} rows, rows per second, and ftbuild's share of that:\n")
-    print("| | rows/s | ftbuild / this |\n|---|---|---|")
-    for name, rate in found.items():
-        print(f"| {name} | {rate:,.0f} | {found['ftbuild'] / rate:.2f} |")
+    print(f"\n{rows:,} rows; ftbuild's throughput, as a multiple of each:\n")
+    print("| | rows per CPU second | ftbuild / this | rows per second | ftbuild / this |")
+    print("|---|---|---|---|---|")
+    own = found["ftbuild"]
+    for name, (count, cpu_s, wall_s) in found.items():
+        by_cpu, by_wall = count / cpu_s, count / wall_s
+        print(
+            f"| {name} | {by_cpu:,.0f} | {own[0] / own[1] / by_cpu:.2f} "
+            f"| {by_wall:,.0f} | {own[0] / own[2] / by_wall:.2f} |"
+        )
 
 
 def conversations(bench: Bench) -> None:
@@ -162,18 +171,18 @@ def conversations(bench: Bench) -> None:
 
 
 def reading(path: Path) -> tuple[float, float]:
-    """Return how long it takes to fingerprint a file's rows, and to hash its bytes."""
+    """Return the CPU seconds to fingerprint a file's rows, and to hash its bytes."""
     import xxhash
 
-    begin = time.monotonic()
+    begin = time.process_time()
     with open(path, "rb") as file:
         for line in file:
             json.loads(line)
             xxhash.xxh3_64_intdigest(line)
-    middle = time.monotonic()
+    middle = time.process_time()
     with open(path, "rb") as file:
         hashlib.file_digest(file, "sha256")
-    return middle - begin, time.monotonic() - middle
+    return middle - begin, time.process_time() - middle
 
 
 def rewrite(path: Path, place: int, change: Callable[[bytes], bytes]) -> None:
@@ -189,7 +198,7 @@ def edits(bench: Bench, rows: int) -> None:
     """Print what an edit of one row costs."""
     first = bench.first(bench.work / f"chats-{rows}.jsonl")
     print(f"\n{rows:,} rows, built first in {first.wall_s:.0f} s; then one row is\n")
-    print("| | wall s | CPU s | of the tokens | / rows read | / bytes hashed |")
+    print("| | wall s | CPU s | of the tokens | CPU / rows read | CPU / bytes hashed |")
     print("|---|---|---|---|---|---|")
     changes: dict[str, Callable[[bytes], bytes]] = {
         "edited": lambda line: line.replace(b'"content": "', b'"content": "Well: ', 1),
@@ -204,7 +213,7 @@ def edits(bench: Bench, rows: int) -> None:
         built = bench.said(r"\d+ of \d+ fragments(?= \(sha256:[0-9a-f]+…\)\nbuilt)")
         print(
             f"| {name} | {used.wall_s:.2f} | {used.cpu_s:.2f} | {built} "
-            f"| {used.wall_s / by_rows:.2f} | {used.wall_s / by_bytes:.2f} |"
+            f"| {used.cpu_s / by_rows:.2f} | {used.cpu_s / by_bytes:.2f} |"
         )
 
 

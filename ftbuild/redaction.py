@@ -26,6 +26,10 @@ _TOKEN = re.compile(
     r"|ed25519-private:[A-Za-z0-9+/=]+"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*"
 )
+_TOKEN_START = re.compile(
+    r"hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox|AKIA|AIza|\.ey|private:|-----B"
+)
+_SHORTEST_TOKEN = 15
 _SECRET_NAME = re.compile(
     r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|SIGNING_KEY|"
     r"AUTHORIZATION|COOKIE|CANARY|_PAT$|_DSN$"
@@ -78,6 +82,9 @@ class Redactor:
         if "://" in text:
             text = _USERINFO.sub(lambda m: sign(m[0][:-1]) + "@", text)
             text = _QUERY.sub(lambda m: f"{m[1]}={sign(m[0][len(m[1]) + 1 :])}", text)
+        # Thousands of short texts are printed, and searching costs microseconds in each.
+        if len(text) < _SHORTEST_TOKEN or not _TOKEN_START.search(text):
+            return text
         return _TOKEN.sub(lambda m: sign(m[0]), text)
 
 

@@ -211,6 +211,7 @@ class _Run:
         tree = self._ingest()
         log_digest = None if is_silent else self.runner.store.put_file(Path(self.desk.log))
         snapshots = self._keep_sources()
+        facts = self.result["facts"]
         provenance = {
             "seconds": round(time.monotonic() - began, 3),
             "finished_at": int(time.time()),
@@ -220,7 +221,7 @@ class _Run:
             "label": self.action.target.label,
             "max_rss_bytes": end.max_rss_bytes,
             "is_reproducible": self.action.facts.is_reproducible,
-            "facts": self.secrets.value(self.result["facts"]),
+            "facts": self.secrets.value(facts) if facts else {},
             "warnings": self.warnings,
             "log": log_digest,
             "sources": snapshots,

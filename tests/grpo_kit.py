@@ -22,6 +22,11 @@ def near(completion_ids, wanted):
     return [-abs(len(ids) - w) for ids, w in zip(completion_ids, wanted)]
 """
 
+EVEN = """
+def even(completion_ids):
+    return [sum(i % 2 == 0 for i in ids) / 6 for ids in completion_ids]
+"""
+
 
 def make_prompts(directory: Path, prompts: Sequence[Mapping[str, Any]]) -> Path:
     """Save rows {"prompt_ids": [...], **other columns} as `tokens` of the form `prompts`."""

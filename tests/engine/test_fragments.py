@@ -1,5 +1,7 @@
 """Fragments: an edit redoes one piece, and what is done survives whatever comes after it."""
 
+import hashlib
+
 import pytest
 
 from engine.space import Space
@@ -122,3 +124,18 @@ def test_figures_of_the_rule_are_in_the_provenance(pieces: Space) -> None:
         record = project.store.find(project.history.built["cut"].key)
     assert record is not None
     assert record.provenance["facts"] == {"rows": 8}
+
+
+def test_what_is_made_once_stays_whatever_the_source(space: Space) -> None:
+    space.manifest('[recall.kept]\nsource = "rows.txt"\n', toys=True)
+    space.write("rows.txt", "a")
+    space.make()
+    first = space.text("kept", "noise")
+    space.write("rows.txt", "b")
+    assert space.make() == ["kept"]
+    assert space.text("kept", "noise") == first
+    assert space.text("kept", "digest") == hashlib.sha256(b"b").hexdigest()
+    assert space.finished("kept").fragments is None
+    space.manifest('[recall.kept]\nsource = "rows.txt"\nmark = "x"\n', toys=True)
+    space.make()
+    assert space.text("kept", "noise") != first

@@ -183,6 +183,22 @@ def _piece(piece: Piece, out: Path) -> int:
     return len(line)
 
 
+class RecallParams(Params):
+    mark: str = ""
+
+
+@rule(output=File)
+def recall(ctx: Context, inputs: PiecesInputs, params: RecallParams) -> None:
+    """Write down what is made once whatever the source: something that no two runs make alike."""
+
+    def make(out: Path) -> None:
+        (out / "noise").write_text(f"{params.mark} {os.urandom(16).hex()}")
+
+    kept = ctx.once(make, "noise", of="source")
+    ctx.link(kept / "noise", "noise")
+    (ctx.out / "digest").write_text(ctx.digest(inputs.source.files[0].path))
+
+
 class TroubleParams(Params):
     how: Literal["none", "raise", "say", "kill", "exit", "nothing", "partial", "checkpoint"]
     lines: int = 2

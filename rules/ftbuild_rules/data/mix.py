@@ -22,7 +22,7 @@ from ftbuild.api import (
     rule,
 )
 from ftbuild_rules.data._arrow import read_table, shard_paths
-from ftbuild_rules.data._hashing import exact_counts, place_of
+from ftbuild_rules.data._hashing import exact_counts, place_of_text
 from ftbuild_rules.data._shards import SizedRow
 from ftbuild_rules.data._write import as_sized, form_of, read_index, sized_rows, write_dataset
 
@@ -77,15 +77,13 @@ def mix(ctx: Context, inputs: MixInputs, params: MixParams) -> None:
     _check_names(inputs, params)
     form = _one_form(inputs)
     counts = _counts(inputs, params)
-    taken = [
-        entry
-        for number, (name, dataset) in enumerate(inputs.datasets.items())
-        for entry in _taken(dataset, number, counts[name], params.seed)
-    ]
-    if params.order == "shuffled":
-        taken.sort()
-    else:
-        taken.sort(key=lambda entry: (entry[1], entry[2], entry[3]))
+    taken = _concatenated(
+        [
+            _taken(dataset, number, counts[name], params.seed)
+            for number, (name, dataset) in enumerate(inputs.datasets.items())
+        ]
+    )
+    taken = taken[_order(taken, *(["place"] if params.order == "shuffled" else []))]
     write_dataset(ctx, _rows(inputs, taken), form)
     for name, count in counts.items():
         ctx.log(f"{name}: {count:,} of {read_index(inputs.datasets[name])['rows']:,} rows")
@@ -147,31 +145,51 @@ def _counts(inputs: MixInputs, params: MixParams) -> dict[str, int]:
     return counts
 
 
-_Taken = tuple[int, int, int, int]
-"""Where it falls, number of the dataset, row, copy."""
+_ENTRY = [("place", "u8"), ("number", "u4"), ("row", "u8"), ("copy", "u4")]
+"""Where it falls, number of the dataset, row, copy: 24 bytes a row are all that memory holds."""
 
 
-def _taken(dataset: Dataset, number: int, count: int, seed: int) -> list[_Taken]:
+def _taken(dataset: Dataset, number: int, count: int, seed: int) -> Any:
     """Return the `count` rows that the seed puts first, after all rows as often as that is less."""
-    rows = list(enumerate(sized_places(dataset)))
-    full, rest = divmod(count, len(rows))
-    taken = [
-        (place_of(row, seed, copy), number, index, copy)
-        for copy in range(full)
-        for index, row in rows
-    ]
-    last = sorted((place_of(row, seed, full), number, index, full) for index, row in rows)
-    return taken + last[:rest]
+    import numpy
+
+    fingerprints = numpy.fromiter((row.fingerprint for row in sized_rows(dataset)), numpy.uint64)
+    full, rest = divmod(count, len(fingerprints))
+    taken = [_entries(fingerprints, number, copy, seed) for copy in range(full)]
+    if rest:
+        last = _entries(fingerprints, number, full, seed)
+        taken.append(last[_order(last, "place")[:rest]])
+    return _concatenated(taken)
 
 
-def sized_places(dataset: Dataset) -> Iterator[SizedRow]:
-    """Yield the rows without their columns, so that a large dataset fits into memory."""
-    for row in sized_rows(dataset):
-        yield SizedRow({}, row.fingerprint, row.text_bytes, row.size_bytes)
+def _entries(fingerprints: Any, number: int, copy: int, seed: int) -> Any:
+    import numpy
+
+    entries: Any = numpy.empty(len(fingerprints), _ENTRY)
+    places = (place_of_text(f"{fingerprint}:{copy}", seed) for fingerprint in fingerprints.tolist())
+    entries["place"] = numpy.fromiter(places, numpy.uint64, len(fingerprints))
+    entries["number"], entries["copy"] = number, copy
+    entries["row"] = numpy.arange(len(fingerprints))
+    return entries
 
 
-def _rows(inputs: MixInputs, taken: list[_Taken]) -> Iterator[SizedRow]:
+def _concatenated(parts: list[Any]) -> Any:
+    import numpy
+
+    return numpy.concatenate([numpy.empty(0, _ENTRY), *parts])
+
+
+def _order(entries: Any, *first: str) -> Any:
+    """Return the places of the entries by these columns, then by dataset, row and copy."""
+    import numpy
+
+    columns = [*first, "number", "row", "copy"]
+    return numpy.lexsort([entries[name] for name in reversed(columns)])
+
+
+def _rows(inputs: MixInputs, taken: Any) -> Iterator[SizedRow]:
     """Yield the rows of all datasets that were taken, in the order of `taken`."""
+    import numpy
     import pyarrow as pa
 
     paths = [[read_table(p) for p in shard_paths(d.path)] for d in inputs.datasets.values()]
@@ -181,5 +199,6 @@ def _rows(inputs: MixInputs, taken: list[_Taken]) -> Iterator[SizedRow]:
         starts.append(starts[-1] + table.num_rows)
     whole: Any = pa.concat_tables(tables)
     for at in range(0, len(taken), _BLOCK_ROWS):
-        indices = [starts[number] + row for _, number, row, _ in taken[at : at + _BLOCK_ROWS]]
+        block = taken[at : at + _BLOCK_ROWS]
+        indices = numpy.array(starts, numpy.uint64)[block["number"]] + block["row"]
         yield from map(as_sized, whole.take(pa.array(indices)).to_pylist())

@@ -416,7 +416,7 @@ def _metrics_of(run: Run, trainer: Any, logs: dict[str, Any]) -> dict[str, float
 
 
 def _tell_evaluation(run: Run, state: Any, logs: dict[str, float]) -> dict[str, float]:
-    """Tell the context of the loss on `eval_data`, if that is what was logged; return it.
+    """Tell the context of the figures on `eval_data`, if that is what was logged; return them.
 
     Raises:
         RuleError: E0910: it is NaN or infinite.
@@ -433,8 +433,15 @@ def _tell_evaluation(run: Run, state: Any, logs: dict[str, float]) -> dict[str, 
             where=Place(path=run.eval_data.label),
             fix="lower `learning_rate`",
         )
-    run.ctx.progress(state.global_step, state.max_steps, eval_loss=loss)
-    return {"eval_loss": loss}
+    others = {
+        name: float(value)
+        for name, value in logs.items()
+        if name.startswith("eval_")
+        and isinstance(value, int | float)
+        and not name.endswith(("_runtime", "_per_second", "_num_tokens"))
+    }
+    run.ctx.progress(state.global_step, state.max_steps, **others)
+    return others
 
 
 def _record(run: Run, trainer: Any) -> None:

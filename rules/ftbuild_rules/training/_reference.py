@@ -82,15 +82,20 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: TrainingParams) -> None:
         )
 
 
+def moves_base(lora: Lora) -> str | None:
+    """Return the setting of an adapter that changes weights of its base, if there is one."""
+    if lora.bias != "none":
+        return f'bias = "{lora.bias}"'
+    return f'init = "{lora.init}"' if lora.init in MOVES_BASE else None
+
+
 def require_unmoved(lora: Lora) -> None:
     """Refuse adapters without which the base is no longer what it was before the first step.
 
     Raises:
         AttributeProblem: it is such a one.
     """
-    moved = f'init = "{lora.init}"' if lora.init in MOVES_BASE else None
-    moved = f'bias = "{lora.bias}"' if lora.bias != "none" else moved
-    if moved:
+    if moved := moves_base(lora):
         raise AttributeProblem(
             "lora",
             f"`lora.{moved}` changes weights of the base, which is the reference here",
@@ -98,7 +103,12 @@ def require_unmoved(lora: Lora) -> None:
         )
 
 
-def require_still_base(adapter: Adapter | None, given: File | None) -> None:
+def require_still_base(
+    adapter: Adapter | None,
+    given: File | None,
+    *,
+    fix: str = "add a `reference_logprobs` target and name it as `reference`",
+) -> None:
     """Refuse to continue an adapter that trains biases of the base, which the reference shares.
 
     Raises:
@@ -113,7 +123,7 @@ def require_still_base(adapter: Adapter | None, given: File | None) -> None:
             "the same ones: it would move along",
             code="E0909",
             where=Place(path=CONFIG_NAME),
-            fix="add a `reference_logprobs` target and name it as `reference`",
+            fix=fix,
         )
 
 

@@ -32,7 +32,7 @@ from ftbuild.api import (
 )
 from ftbuild_rules.training import _loop, _settings
 from ftbuild_rules.training._grpo import trainer_class
-from ftbuild_rules.training._reference import require_unmoved
+from ftbuild_rules.training._reference import moves_base, require_still_base
 from ftbuild_rules.training._rewards import Rewards, make_rewards
 from ftbuild_rules.training._settings import (
     PINS,
@@ -104,10 +104,6 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: GrpoParams) -> None:
         AttributeProblem: there are such.
     """
     _settings.check(kinds, params)
-    if params.launch is not None:
-        raise AttributeProblem("launch", "`grpo` trains in one process", "remove `launch`")
-    if params.beta and params.lora is not None:
-        require_unmoved(params.lora)
     if not {"rewards", "reward_models"} & set(kinds):
         raise AttributeProblem(
             "rewards", "nothing rewards the completions", 'write `rewards = ["reward.py:score"]`'
@@ -135,12 +131,14 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: GrpoParams) -> None:
             "`lora.dropout` has no meaning here: completions are drawn and judged by one policy",
             "remove it",
         )
-    if params.lora is not None and params.lora.bias != "none" and params.beta:
+    if params.lora is not None and params.beta and (moved := moves_base(params.lora)):
         raise AttributeProblem(
             "lora",
-            f'`lora.bias = "{params.lora.bias}"` changes the base, which is the reference here',
+            f"`lora.{moved}` changes weights of the base, which is the reference here",
             "remove it, or set `beta = 0`",
         )
+    if params.launch is not None:
+        raise AttributeProblem("launch", "`grpo` runs in one process", "remove `launch`")
 
 
 def _check_loss(params: GrpoParams) -> None:
@@ -177,6 +175,8 @@ def grpo(ctx: Context, inputs: GrpoInputs, params: GrpoParams) -> None:
     run = _loop.prepare(
         ctx, inputs, params, form="prompts", rule="grpo", room=params.max_completion_length
     )
+    if params.beta:
+        require_still_base(inputs.adapter, None, fix="set `beta = 0`, or continue another adapter")
     _require_vllm(params)
     _require_group(run, params)
     rewards = make_rewards(

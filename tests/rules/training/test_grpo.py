@@ -11,7 +11,7 @@ from ftbuild.api import Adapter, Artifact, AttributeProblem, Model, RewardModel,
 from ftbuild.testing import RecordingContext, artifact, context, run_rule
 from ftbuild_rules.training.grpo import grpo
 from ftbuild_rules.training.reward_model import reward_model
-from grpo_kit import function, make_prompts, some_prompts, train
+from grpo_kit import EVEN, function, make_prompts, some_prompts, train
 from preference_kit import LORA, plain_losses, plain_settings
 from tiny_models import (
     TEMPLATE,
@@ -80,12 +80,6 @@ def plain_grpo(model: Artifact, directory: Path, *, lora: bool, **settings: Any)
             peft_config=config if lora else None,
         )
     )
-
-
-EVEN = """
-def even(completion_ids):
-    return [sum(i % 2 == 0 for i in ids) / 6 for ids in completion_ids]
-"""
 
 
 @pytest.mark.parametrize(
@@ -494,7 +488,7 @@ def test_reward_models_that_cannot_judge_are_refused(
         (
             {"lora": {"bias": "all"}, "beta": 0.1},
             "lora",
-            '`lora.bias = "all"` changes the base, which is the reference here',
+            '`lora.bias = "all"` changes weights of the base, which is the reference here',
         ),
     ],
 )
