@@ -104,7 +104,7 @@ def _called(
     given: Function, function: Callable[[Any], Any], row: dict[str, Any], number: int
 ) -> list[Any]:
     try:
-        found = function(_plain(row))
+        found = function(plain_row(row))
     except Exception as error:
         failure = given.failure(error)
         problem = failure.problems[0]
@@ -119,7 +119,7 @@ def _called(
     return copy.deepcopy(found) if isinstance(found, list) else [found]
 
 
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
+def plain_row(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row with values in the place of JSON texts."""
     plain = copy.deepcopy(row)
     for name in ("tools", "metadata"):

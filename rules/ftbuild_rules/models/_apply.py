@@ -14,8 +14,8 @@ from ftbuild_rules.models._adapter_delta import Delta
 from ftbuild_rules.models._safetensors import StoredTensor, TensorSpec
 from ftbuild_rules.models._torch import TORCH_NAMES, load_rows, load_tensor
 
-PIECE_VALUES = 1 << 23
-"""How many values are worked on at once: 32 MiB of float32."""
+PIECE_VALUES = 1 << 22
+"""How many values are worked on at once: 16 MiB of float32."""
 
 
 def pieces(spec: TensorSpec, *, is_whole: bool = False) -> Iterator[tuple[int, int]]:
@@ -63,7 +63,11 @@ def require_finite(result: Any, name: str) -> Any:
     Raises:
         RuleError: E0933: a value is not finite.
     """
-    if not result.isfinite().all():
+    import torch
+
+    # A sum shows NaN and infinity at a third of the cost; it may also be too large by itself.
+    is_sound = result.sum(dtype=torch.float32).isfinite()
+    if not is_sound and not result.isfinite().all():
         raise RuleError(
             f"the merged weight `{name}` holds NaN or infinite values",
             code="E0933",

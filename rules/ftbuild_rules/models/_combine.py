@@ -11,8 +11,9 @@ What an adapter adds is its whole product B A, not A and B by themselves: so the
 adapters is what both of them beside the base would give.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from ftbuild.api import hash_value
@@ -47,10 +48,12 @@ class Recipe:
         return any(name in part.by_name for part in self.parts)
 
 
-def merged_pieces(recipe: Recipe, weight: StoredTensor, spec: TensorSpec) -> Iterator[Any]:
-    """Yield the bytes of the weight `spec` of the merged model, piece by piece.
+def merged_pieces(
+    recipe: Recipe, weight: StoredTensor, spec: TensorSpec
+) -> list[Callable[[], Any]]:
+    """Return functions that give the bytes of the weight `spec` of the merged model in turn.
 
-    Raises:
+    They raise:
         RuleError: E0933: a value is not finite.
     """
     found = [
@@ -58,11 +61,13 @@ def merged_pieces(recipe: Recipe, weight: StoredTensor, spec: TensorSpec) -> Ite
     ]
     is_single = len(recipe.parts) == 1 and recipe.method == "linear" and found[0][1] == 1.0
     whole = recipe.method != "linear" or any(needs_whole(delta) for delta, _ in found)
-    for rows in pieces(spec, is_whole=whole):
+
+    def piece(rows: tuple[int, int]) -> Any:
         if is_single:
-            yield tensor_bytes(changed_rows(found[0][0], weight, spec, rows))
-        else:
-            yield tensor_bytes(_combined(recipe, found, weight, spec, rows))
+            return tensor_bytes(changed_rows(found[0][0], weight, spec, rows))
+        return tensor_bytes(_combined(recipe, found, weight, spec, rows))
+
+    return [partial(piece, rows) for rows in pieces(spec, is_whole=whole)]
 
 
 def _combined(

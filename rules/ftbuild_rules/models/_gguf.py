@@ -18,7 +18,7 @@ from ftbuild_rules.models._torch import SAFETENSORS_NAMES, tensor_bytes
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 # Key below the architecture's name -> the field of a Transformers config.
-_CONFIG_KEYS = {
+CONFIG_KEYS = {
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
@@ -94,13 +94,13 @@ def _config(fields: Mapping[str, Any], tensors: Mapping[str, Any], dtype: str) -
     stated: dict[str, Any] = {}
     for key, value in fields.items():
         prefix, _, name = key.partition(".")
-        if prefix == kind and name in _CONFIG_KEYS:
+        if prefix == kind and name in CONFIG_KEYS:
             # The file holds float32: 9.99999974e-06 was 1e-05.
             is_float = isinstance(value, float)
-            stated[_CONFIG_KEYS[name]] = float(f"{value:.7g}") if is_float else value
+            stated[CONFIG_KEYS[name]] = float(f"{value:.7g}") if is_float else value
         elif prefix == kind and name not in _IMPLIED_KEYS:
             raise _unknown(f"the GGUF file has a setting `{key}` that is not known")
-    if missing := sorted({*_CONFIG_KEYS.values()} - {*stated, "head_dim", "rope_theta"}):
+    if missing := sorted({*CONFIG_KEYS.values()} - {*stated, "head_dim", "rope_theta"}):
         raise _unknown(f"the GGUF file does not say `{missing[0]}`")
     stated["rope_parameters"] = {
         "rope_type": "default",
@@ -137,7 +137,7 @@ def _write_weights(
     from gguf import dequantize
 
     shapes = _shapes(config)
-    names = _gguf_names(shapes, config)
+    names = gguf_names(shapes, config)
     if unknown := sorted(set(tensors) - set(names.values())):
         raise _unknown(f"the GGUF file has a tensor `{unknown[0]}` that the model has no place for")
     if missing := [name for name in shapes if names[name] not in tensors]:
@@ -168,7 +168,7 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in state.items() if name not in tied}
 
 
-def _gguf_names(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
+def gguf_names(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
     """Return what the weights are called in the file."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 

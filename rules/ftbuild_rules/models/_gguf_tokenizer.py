@@ -135,7 +135,7 @@ def _build(
     tokenizer = Tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre.ignore_merges)
     )
-    tokenizer.pre_tokenizer = _splitter(fields["tokenizer.ggml.pre"], pre)
+    tokenizer.pre_tokenizer = splitter(fields["tokenizer.ggml.pre"], pre)
     tokenizer.decoder = decoders.ByteLevel()
     for token, kind in zip(tokens, fields["tokenizer.ggml.token_type"], strict=True):
         if kind in (_CONTROL, _USER_DEFINED):
@@ -161,7 +161,8 @@ def _pair(merge: str) -> tuple[str, str]:
     return merge[:cut], merge[cut + 1 :]
 
 
-def _splitter(name: str, pre: PreTokenizer) -> Any:
+def splitter(name: str, pre: PreTokenizer) -> Any:
+    """Return the pre-tokenizer that llama.cpp means by `name`."""
     from tokenizers import Regex, pre_tokenizers
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 

@@ -30,6 +30,7 @@ from ftbuild.api import (
     rule,
 )
 from ftbuild_rules.models._adapter_delta import Deltas, read_deltas
+from ftbuild_rules.models._card import read_card, write_card
 from ftbuild_rules.models._ends import ends
 from ftbuild_rules.models._files import files_of, weight_files
 from ftbuild_rules.models._places import place
@@ -80,6 +81,7 @@ def adapter(ctx: Context, inputs: AdapterInputs, params: AdapterParams) -> None:
     if settings["peft_type"] == "LORA":
         rows = _require_fit(ctx.out, inputs.model)
     _put_tokenizer(ctx, files, rows)
+    write_card(ctx.out, {"method": "adapter", "base": read_card(inputs.model)})
     ctx.facts(tensors=len(tensors))
 
 

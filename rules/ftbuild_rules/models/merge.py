@@ -18,6 +18,7 @@ hold that sets it to false; the files are the same.
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from ftbuild.api import (
@@ -35,6 +36,8 @@ from ftbuild.api import (
     rule,
 )
 from ftbuild_rules.models._adapter_delta import Delta, Deltas, read_deltas
+from ftbuild_rules.models._ahead import ahead
+from ftbuild_rules.models._card import CARDS, read_card, write_card
 from ftbuild_rules.models._combine import Method, Part, Recipe, merged_pieces
 from ftbuild_rules.models._ends import EMBEDDINGS, Ends, ends
 from ftbuild_rules.models._files import INDEX_NAME, files_of, weight_files
@@ -129,6 +132,7 @@ def _check_weights(kinds: Mapping[str, tuple[str, ...]], params: MergeParams, se
     pins=("torch", "peft"),
     preload=("torch", "transformers", "peft"),
     check=check,
+    cpus="all",
 )
 def merge(ctx: Context, inputs: MergeInputs, params: MergeParams) -> None:
     """Fold adapters into their base model, or models into one, tensor by tensor.
@@ -161,6 +165,7 @@ def merge(ctx: Context, inputs: MergeInputs, params: MergeParams) -> None:
     if params.check_logits and _is_comparable(recipe, inputs):
         weighted = list(zip(adapters, (part.weight for part in recipe.parts), strict=True))
         facts.update(_check_logits(ctx, model, weighted, specs.values(), config))
+    write_card(ctx.out, _card(inputs, adapters, params, facts))
     ctx.facts(**facts)
 
 
@@ -219,12 +224,19 @@ def _write_file(
         if added is not None and tensor.spec.name.endswith(EMBEDDINGS):
             plan.append((added, tensor))
 
+    work = {
+        spec.name: merged_pieces(recipe, tensor, spec)
+        for spec, tensor in plan
+        if recipe.changes(spec.name)
+    }
+    # What draws random values does so in turn.
+    workers = ctx.cpus if recipe.method == "linear" else 1
+    computed = ahead((task for tasks in work.values() for task in tasks), workers=workers)
+
     def values() -> Iterator[Iterable[Any]]:
         for spec, tensor in plan:
-            if recipe.changes(spec.name):
-                yield merged_pieces(recipe, tensor, spec)
-            else:
-                yield tensor.blocks()
+            tasks = work.get(spec.name)
+            yield tensor.blocks() if tasks is None else islice(computed, len(tasks))
 
     write_tensors(ctx.out / name, [spec for spec, _ in plan], values())
 
@@ -237,7 +249,7 @@ def _put_the_rest(
     changed: Ends,
 ) -> None:
     """Put tokenizer, template and settings beside the weights."""
-    left_out = ("config.json", INDEX_NAME) if changed.settings else ()
+    left_out = (*CARDS, *(("config.json", INDEX_NAME) if changed.settings else ()))
     for path in sorted(p for p in model.path.rglob("*") if p.is_file()):
         name = path.relative_to(model.path).as_posix()
         if path.suffix != ".safetensors" and name not in left_out:
@@ -262,6 +274,25 @@ def _put_the_rest(
             for t in read_tensors(ctx.out / file)
         )
         (ctx.out / INDEX_NAME).write_bytes(canonical_json(index))
+
+
+def _card(
+    inputs: MergeInputs,
+    adapters: tuple[Adapter, ...],
+    params: MergeParams,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what the merged model was made of."""
+    # Whether the logits were compared changes no weight, so it shall change no byte.
+    chosen = params.model_dump(mode="json", exclude_defaults=True, exclude={"check_logits"})
+    return {
+        "method": "merge",
+        "parameters": chosen,
+        "base": read_card(inputs.model),
+        "adapters": [read_card(adapter) for adapter in adapters],
+        "models": [read_card(model) for model in inputs.models],
+        "figures": {"merged_weights": facts["merged_weights"]},
+    }
 
 
 def _is_comparable(recipe: Recipe, inputs: MergeInputs) -> bool:

@@ -27,6 +27,7 @@ from ftbuild.api import (
     canonical_json,
     rule,
 )
+from ftbuild_rules.models._card import CARDS
 from ftbuild_rules.models._files import INDEX_NAME, files_of, weight_files
 from ftbuild_rules.models._safetensors import StoredTensor, TensorSpec, read_tensors
 from ftbuild_rules.models._torch import SAFETENSORS_NAMES, load_tensor
@@ -132,7 +133,7 @@ def quantize(ctx: Context, inputs: QuantizeInputs, params: QuantizeParams) -> No
     sizes = {name: work.write_file(name, tensors) for name, tensors in stored.items()}
     for path in sorted(p for p in inputs.model.path.rglob("*") if p.is_file()):
         name = path.relative_to(inputs.model.path).as_posix()
-        if path.suffix != ".safetensors" and name not in ("config.json", INDEX_NAME):
+        if path.suffix != ".safetensors" and name not in ("config.json", INDEX_NAME, *CARDS):
             ctx.link(path, name)
     if INDEX_NAME in files:
         weight_map = {tensor: file for file, found in sizes.items() for tensor in found}

@@ -20,6 +20,7 @@ from ftbuild.api import (
     RuleError,
     Tokens,
 )
+from ftbuild_rules.models._card import training_card, write_card
 from ftbuild_rules.models._files import TEMPLATE_NAME
 from ftbuild_rules.quantization._dequantize import Base
 from ftbuild_rules.quantization._load import load_network
@@ -65,6 +66,8 @@ from ftbuild_rules.training._shards import (
 from ftbuild_rules.training._targets import require_targets
 from ftbuild_rules.training._trackers import Trackers
 
+_STEPS_NAME = "steps"
+
 
 class MethodInputs(Protocol):
     """The inputs of every method; what `adapter` may be differs."""
@@ -94,6 +97,7 @@ class Run:
     params: TrainingParams
     data: TokenRows
     eval_data: TokenRows | None
+    rule: str
     token_rows: Rows | None = None
     """The rows of embeddings that `lora.trainable_tokens` stands for."""
 
@@ -127,7 +131,7 @@ def prepare(
             require_template(each, inputs.model, inputs.adapter)
     require_one_template(rows)
     token_rows = None if params.lora is None else require_targets(params.lora, inputs.model)
-    return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None, token_rows)
+    return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None, rule, token_rows)
 
 
 class Fixed(Protocol):
@@ -455,6 +459,8 @@ def _record(run: Run, trainer: Any) -> None:
         facts["eval_loss"] = evaluated[-1].loss
         if run.params.keep == "best":
             facts |= {"eval_loss": best.loss, "best_step": best.step}
+    if is_first():
+        (run.ctx.scratch / _STEPS_NAME).write_text(str(trainer.state.global_step))
     run.ctx.facts(**facts)
 
 
@@ -478,3 +484,5 @@ def save(run: Run, model: Any, *, settings: Mapping[str, Any] | None = None) -> 
     carried = run.data.template or ("" if adapter is None else own_template(adapter))
     if carried and template_digest(carried) != template_digest(own_template(run.inputs.model)):
         (out / TEMPLATE_NAME).write_text(carried, encoding="utf-8")
+    steps = int((run.ctx.scratch / _STEPS_NAME).read_text())
+    write_card(out, training_card(run.inputs, run.params, run.rule, steps=steps))

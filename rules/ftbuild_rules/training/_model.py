@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ftbuild.api import RuleError, canonical_json
+from ftbuild_rules.models._card import CARDS
 from ftbuild_rules.models._files import INDEX_NAME
 from ftbuild_rules.quantization._dequantize import Base
 
@@ -62,6 +63,6 @@ def copy_all_but_weights(source: Path, out: Path) -> None:
     """Copy a model's settings, tokenizer and templates."""
     for path in sorted(p for p in source.rglob("*") if p.is_file()):
         name = path.relative_to(source)
-        if path.suffix != ".safetensors" and path.name != INDEX_NAME:
+        if path.suffix != ".safetensors" and path.name not in (INDEX_NAME, *CARDS):
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, out / name)

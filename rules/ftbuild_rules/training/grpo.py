@@ -164,7 +164,7 @@ def _check_loss(params: GrpoParams) -> None:
         )
 
 
-@rule(version=1, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
 def grpo(ctx: Context, inputs: GrpoInputs, params: GrpoParams) -> None:
     """Train a model, or an adapter of it, by rewards for completions that it writes itself.
 

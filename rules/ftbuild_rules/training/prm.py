@@ -38,7 +38,7 @@ class PrmParams(TrainingParams):
     """Peak learning rate."""
 
 
-@rule(version=1, output=RewardModel, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=RewardModel, pins=PINS, preload=PRELOAD, check=check, gpus=1)
 def prm(ctx: Context, inputs: PrmInputs, params: PrmParams) -> None:
     """Train a model to tell at the end of each step whether it is right.
 

@@ -38,7 +38,7 @@ class RewardModelParams(TrainingParams):
     origin of its own without it."""
 
 
-@rule(version=1, output=RewardModel, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=RewardModel, pins=PINS, preload=PRELOAD, check=check, gpus=1)
 def reward_model(ctx: Context, inputs: RewardModelInputs, params: RewardModelParams) -> None:
     """Train a model to score the chosen completion of a pair above the rejected one.
 

@@ -80,7 +80,7 @@ def test_adapter_is_canonical_and_knows_its_base(
     from transformers import AutoModelForCausalLM
 
     made = bring_in(tmp_path, saved, model)
-    names = ["adapter_config.json", WEIGHTS, "base.json"]
+    names = ["adapter_config.json", WEIGHTS, "base.json", "card.json", "README.md"]
     assert sorted(p.name for p in made.path.iterdir()) == sorted(names)
     assert json.loads((made.path / "base.json").read_text()) == {"base": model.digest}
     config = json.loads((made.path / "adapter_config.json").read_text())

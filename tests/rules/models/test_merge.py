@@ -141,7 +141,9 @@ def test_all_but_the_weights_is_that_of_the_base(tmp_path: Path) -> None:
     model = tiny(tmp_path)
     path, _ = run(model, make_adapter(tmp_path / "a", model, target_modules=ALL), tmp_path)
     names = sorted(p.name for p in model.path.iterdir())
-    assert sorted(p.name for p in path.iterdir()) == names
+    assert sorted(p.name for p in path.iterdir()) == sorted([*names, "README.md", "card.json"])
+    card = json.loads((path / "card.json").read_text())
+    assert (card["method"], card["base"]["digest"]) == ("merge", model.digest)
     rest = [name for name in names if name != "model.safetensors"]
     assert "chat_template.jinja" in rest
     assert "tokenizer.json" in rest

@@ -161,9 +161,11 @@ def test_adapter_is_continued_and_is_its_own_reference(
     continued, ctx = train(tmp_path, {"model": model, "data": pairs, "adapter": made})
     assert losses(ctx)[0] == pytest.approx(0.5, abs=1e-6)
     assert sorted(p.name for p in continued.path.iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "base.json",
+        "card.json",
     ]
 
 

@@ -113,9 +113,11 @@ def test_adapter_keeps_its_head_and_is_continued(
     inputs = {"model": model, "data": pairs, "eval_data": pairs}
     made, ctx = train(tmp_path, inputs, lora={**LORA, "dropout": 0.0})
     assert sorted(p.name for p in made.path.iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "base.json",
+        "card.json",
     ]
     expected = formula(judge(model, made), 0.0)
     assert ctx.known["eval_loss"] == pytest.approx(expected, abs=1e-5)

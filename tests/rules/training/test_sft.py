@@ -124,9 +124,11 @@ def test_adapter_is_what_peft_loads_and_nothing_else(tmp_path: Path, model: Arti
     )
     assert isinstance(made, Adapter)
     assert sorted(p.name for p in made.path.iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "base.json",
+        "card.json",
     ]
     assert (made.path / "base.json").read_text() == f'{{"base":"{model.digest}"}}'
     config = json.loads((made.path / "adapter_config.json").read_text())
@@ -149,7 +151,7 @@ def test_full_training_gives_a_model_in_the_type_of_its_base(tmp_path: Path) -> 
     made, _ = train(tmp_path, {"model": base, "data": tokens_of(tmp_path, sft_rows())})
     assert isinstance(made, Model)
     names = sorted(p.name for p in base.path.iterdir())
-    assert sorted(p.name for p in made.path.iterdir()) == names
+    assert sorted(p.name for p in made.path.iterdir()) == sorted([*names, "README.md", "card.json"])
     same = [n for n in names if n != "model.safetensors"]
     assert all((made.path / n).read_bytes() == (base.path / n).read_bytes() for n in same)
     before, after = (AutoModelForCausalLM.from_pretrained(a.path) for a in (base, made))
