@@ -35,7 +35,7 @@ from ftbuild.testing import artifact, context, run_rule
 from ftbuild.api import Model
 from ftbuild_rules.quantization.quantize import quantize
 model = Model(folder / "model", "none")
-ctx = context(folder / "ours", cpus={threads})
+ctx = context(folder / f"work-{{method}}", cpus={threads})
 made = quantize.__ftbuild_rule__
 ctx_out = ctx.out
 made.function(ctx, made.inputs(model=model), made.params(method=method, **params))
