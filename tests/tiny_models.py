@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ftbuild.digest import hash_file
+from ftbuild.kinds import Artifact
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
@@ -185,3 +188,10 @@ def warnings_of_libraries() -> list[Any]:
         "The following (rank|alpha)_pattern keys did not match",
     )
     return [pytest.mark.filterwarnings(f"ignore:.*{text}") for text in known]
+
+
+def without_card(made: Artifact) -> dict[str, str]:
+    """Return the digest of each file, but for the card, which says how they came about."""
+    files = [path for path in made.path.rglob("*") if path.is_file()]
+    found = {path.relative_to(made.path).as_posix(): hash_file(path) for path in files}
+    return {name: found[name] for name in found if name not in ("README.md", "card.json")}

@@ -456,13 +456,15 @@ MODELS: dict[str, Case] = {
         {"config.json": CONFIG, "pytorch_model.bin": b"\x80\x02"},
         "error[E0924]: the model has no `model.safetensors`",
         "  why: other weights, such as pickled ones (`.bin`, `.pt`), are not read",
-        "  fix: save it with Transformers' `save_pretrained`",
+        "  fix: save it with Transformers' `save_pretrained`, or name the source of pickled "
+        "weights as `pickled`",
     ),
     "hidden code": model(
         {"config.json": CODE, "model.safetensors": b""},
         "error[E0922]: `auto_map` in `config.json` loads code from outside",
         "  --> config.json in `auto_map`",
-        "  fix: take a model whose class is in Transformers, or remove the key if it is not needed",
+        "  fix: take a model whose class is in Transformers; or, if you trust the Python files "
+        "that it names, name their folder or repository as `code`",
     ),
     "no config": model(
         {"model.safetensors": b""},

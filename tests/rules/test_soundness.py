@@ -125,7 +125,7 @@ LIBRARIES = {
     "jinja2": CHAT_TOKENS | PREFERENCE_TOKENS | {"after"},
     "peft": HELPER,
     "pyarrow": CHATS | PREFERENCES,
-    "torch": HELPER,
+    "torch": MODEL | HELPER,  # random weights are its draws
     "trl": HELPER,
 }
 ROWS = [

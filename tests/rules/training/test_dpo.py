@@ -102,9 +102,11 @@ def test_continued_adapter_keeps_its_base_and_no_copy_of_the_reference(
     made, _ = train(tmp_path, {"model": model, "adapter": adapter, "data": pairs})
     assert isinstance(made, Adapter)
     assert sorted(p.relative_to(made.path).as_posix() for p in made.path.rglob("*")) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "base.json",
+        "card.json",
     ]
     for name in ("base.json", "adapter_config.json"):
         assert (made.path / name).read_bytes() == (adapter.path / name).read_bytes()

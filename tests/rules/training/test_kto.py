@@ -12,7 +12,13 @@ from ftbuild_rules.training._shards import read_tokens
 from ftbuild_rules.training._unpaired import take_apart, unpaired_dataset
 from ftbuild_rules.training.kto import kto
 from preference_kit import LORA, load, plain_lora, plain_losses, plain_settings, token_logps
-from tiny_models import make_model, make_tokens, preference_rows, warnings_of_libraries
+from tiny_models import (
+    make_model,
+    make_tokens,
+    preference_rows,
+    warnings_of_libraries,
+    without_card,
+)
 
 pytestmark = warnings_of_libraries()
 
@@ -176,7 +182,7 @@ def test_unpaired_tokens_train_as_the_pairs_that_they_were(
     inputs = {"model": model, "data": artifact(Tokens, folder)}
     apart, _ = train(tmp_path, inputs, lora=LORA, epochs=1)
     paired, _ = train(tmp_path, {"model": model, "data": pairs}, lora=LORA, epochs=1)
-    assert apart.digest == paired.digest
+    assert without_card(apart) == without_card(paired)
 
 
 def test_micro_batch_of_one_is_refused_but_where_there_is_no_kl_term(
