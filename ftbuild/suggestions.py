@@ -1,7 +1,7 @@
 """The table to add where a target is given an artifact of the wrong kind."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ftbuild import labels
 from ftbuild.attributes import fixed_kind
@@ -30,16 +30,24 @@ def table_between(
     found = [rule for rule in _rules(registry) if _turns(rule, has, takes)]
     if not found:
         return f"name a target of kind {' or '.join(f'`{kind}`' for kind in takes)}"
-    rule = min(found, key=lambda rule: (len(_required(rule)), rule.name))
+
+    def rank(rule: "Rule") -> tuple[Any, ...]:
+        # Of `prm` and `reward_model` the one that is named after what is wanted.
+        entry = _entry(rule, has)
+        is_sure = entry is not None and entry.is_required
+        return not is_sure, len(_required(rule)), rule.name not in takes, rule.name
+
+    rule = min(found, key=rank)
     entry = _entry(rule, has)
+    assert entry is not None  # `_turns` has seen to it
     home, plain = labels.split(label)
     written = plain if home == reader.package else f"//{home}:{plain}"
     name = f"{plain.partition('[')[0]}_{takes[0]}"
     lines = [f'add this, and write `{dotted(path)} = "{name}"` here']
     lines.append(f"[{rule.name}.{as_key(name)}]")
-    for field in _required(rule):
+    for field in dict.fromkeys([*_required(rule), entry.name]):
         value = "…" if field == path[0] else reader.attributes.get(field, "…")
-        if entry is not None and field == entry.name:
+        if field == entry.name:
             value = [written] if entry.shape == "list" else written
         lines.append(f"{field} = {as_toml(value)}")
     return "\n".join(lines)
@@ -62,10 +70,13 @@ def _required(rule: "Rule") -> list[str]:
 
 def _entry(rule: "Rule", kind: str) -> "InputField | None":
     """Return the field of a rule that is given what the rule turns into something else."""
-    for field in rule.input_fields.values():
-        if field.is_required and field.shape != "table" and kind in [k.kind for k in field.kinds]:
+    fields = [field for field in rule.input_fields.values() if field.shape != "table"]
+    for field in fields:
+        if field.is_required and kind in [k.kind for k in field.kinds]:
             return field
-    return None
+    # The adapter of `merge` may be given as one or as several, so neither is required.
+    only = [field for field in fields if [k.kind for k in field.kinds] == [kind]]
+    return only[0] if only and any(field.is_required for field in fields) else None
 
 
 def _turns(rule: "Rule", has: str, takes: Sequence[str]) -> bool:
