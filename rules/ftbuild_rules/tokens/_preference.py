@@ -12,7 +12,14 @@ from typing import Any
 from ftbuild_rules.templates._limits import Call, Result
 from ftbuild_rules.templates._turns import Rendered
 from ftbuild_rules.tokens._findings import Findings
-from ftbuild_rules.tokens._sft import Tally, Task, is_double_bos, lint_template_tokens, run_calls
+from ftbuild_rules.tokens._sft import (
+    Tally,
+    Task,
+    is_double_bos,
+    is_dropped,
+    lint_template_tokens,
+    run_calls,
+)
 
 Triple = tuple[list[int], list[int], list[int]]
 _Texts = tuple[str, str, str]
@@ -95,12 +102,8 @@ def _fit(task: Task, number: int, ids: Triple, tally: Tally) -> Triple | None:
     prompt, chosen, rejected = ids
     length = len(prompt) + max(len(chosen), len(rejected))
     if length > task.max_length:
-        if task.overflow == "drop":
-            tally.dropped += 1
+        if is_dropped(task, number, length, tally):
             return None
-        if task.overflow == "error":
-            tally.findings.add("too_long", number, f"it has {length:,} tokens")
-        tally.truncated += 1
         room = max(0, task.max_length - len(prompt))
         prompt, chosen, rejected = prompt[: task.max_length], chosen[:room], rejected[:room]
     if not chosen or not rejected:

@@ -52,6 +52,17 @@ class Tally:
     split: int = 0
 
 
+def is_dropped(task: Task, number: int, length: int, tally: Tally) -> bool:
+    """Count a row that is longer than `max_length`; False where it is to be truncated."""
+    if task.overflow == "drop":
+        tally.dropped += 1
+        return True
+    if task.overflow == "error":
+        tally.findings.add("too_long", number, f"it has {length:,} tokens")
+    tally.truncated += 1
+    return False
+
+
 _Row = tuple[Any, Any]
 """Ids and labels, arrays of int32."""
 
@@ -81,16 +92,10 @@ def _fit(task: Task, number: int, row: _Row, tally: Tally) -> list[_Row]:
     room = task.max_length
     if task.overflow is None or len(ids) <= room:
         return [row]
-    if task.overflow == "drop":
-        tally.dropped += 1
-        return []
     if task.overflow == "split":
         tally.split += 1
         return [(ids[at : at + room], labels[at : at + room]) for at in range(0, len(ids), room)]
-    if task.overflow == "error":
-        tally.findings.add("too_long", number, f"it has {len(ids):,} tokens")
-    tally.truncated += 1
-    return [(ids[:room], labels[:room])]
+    return [] if is_dropped(task, number, len(ids), tally) else [(ids[:room], labels[:room])]
 
 
 def _is_trainable(labels: Any) -> bool:

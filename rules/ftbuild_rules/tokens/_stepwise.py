@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ftbuild_rules.tokens._masks import MASKED
-from ftbuild_rules.tokens._sft import Tally, Task, is_double_bos
+from ftbuild_rules.tokens._sft import Tally, Task, is_double_bos, is_dropped
 
 _Row = tuple[list[int], list[int]]
 
@@ -53,13 +53,8 @@ def _fit(task: Task, number: int, row: _Row, tally: Tally) -> _Row | None:
     """Return the row within `max_length`; None where it is dropped."""
     ids, labels = row
     room = task.max_length
-    if len(ids) > room:
-        if task.overflow == "drop":
-            tally.dropped += 1
-            return None
-        if task.overflow == "error":
-            tally.findings.add("too_long", number, f"it has {len(ids):,} tokens")
-        tally.truncated += 1
+    if len(ids) > room and is_dropped(task, number, len(ids), tally):
+        return None
     ids, labels = ids[:room], labels[:room]
     if all(label == MASKED for label in labels):
         tally.findings.add("no_trainable_tokens", number)

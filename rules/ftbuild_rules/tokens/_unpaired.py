@@ -9,7 +9,14 @@ from typing import Any
 from ftbuild_rules.templates._limits import Call
 from ftbuild_rules.templates._turns import Rendered
 from ftbuild_rules.tokens._preference import common_prefix_length, lint_end
-from ftbuild_rules.tokens._sft import Tally, Task, is_double_bos, lint_template_tokens, run_calls
+from ftbuild_rules.tokens._sft import (
+    Tally,
+    Task,
+    is_double_bos,
+    is_dropped,
+    lint_template_tokens,
+    run_calls,
+)
 
 _Answer = tuple[list[int], list[int], bool]
 
@@ -57,12 +64,8 @@ def _fit(
     if is_double_bos(task.encoder, whole):
         tally.findings.add("double_bos", number)
     if len(whole) > task.max_length:
-        if task.overflow == "drop":
-            tally.dropped += 1
+        if is_dropped(task, number, len(whole), tally):
             return None
-        if task.overflow == "error":
-            tally.findings.add("too_long", number, f"it has {len(whole):,} tokens")
-        tally.truncated += 1
         whole = whole[: task.max_length]
     if len(whole) <= length:
         tally.findings.add("no_trainable_tokens", number)
