@@ -34,6 +34,7 @@ action history plan locking
 events slots
 guard sandbox worker warm workers
 run fetching
+acting frontier tally
 executor
 outputs workspace viewing fastpath transfer
 build verification selection lineage project doctor
