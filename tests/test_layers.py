@@ -37,7 +37,7 @@ run fetching
 acting frontier tally
 executor
 outputs workspace viewing fastpath transfer
-build verification selection lineage project doctor
+stores artifacts lockupdate build verification selection lineage project doctor
 ftbuild
 cli.* __main__
 """
