@@ -7,7 +7,7 @@ from typing import TypeVar
 from ftbuild import queries
 from ftbuild.action import Describer
 from ftbuild.errors import DifferenceError, UsageError
-from ftbuild.graph import Graph, Target
+from ftbuild.graph import Graph, Target, pins_of
 from ftbuild.lockfile import NAME, Lock, installed_version
 from ftbuild.sources.resolver import addresses_of
 
@@ -24,7 +24,8 @@ def completed(lock: Lock, closure: Sequence[Target], describer: Describer) -> Lo
         MachineError: a remote source cannot be asked what it is.
     """
     rules = {target.rule: describer.graph.rules[target.rule] for target in closure}
-    absent = {n for facts in rules.values() for n in facts.pins if n not in lock.libraries}
+    used = {name for target in closure for name in pins_of(target, rules[target.rule])}
+    absent = used - lock.libraries.keys()
     found = {name: installed_version(name) for name in sorted(absent)}
     lock = lock.with_libraries({n: v for n, v in found.items() if v is not None})
     versions = {n: f.version for n, f in rules.items() if f.version is not None}
@@ -42,10 +43,9 @@ def trimmed(lock: Lock, graphs: Iterable[Graph]) -> Lock:
     rules: set[str] = set()
     sources: set[str] = set()
     for graph in graphs:
-        for facts in graph.rules.values():
-            libraries.update(facts.pins)
-            rules.add(facts.name)
+        rules.update(graph.rules)
         for target in graph.targets.values():
+            libraries.update(pins_of(target, graph.rules[target.rule]))
             sources.update(addresses_of(target))
     return Lock(
         {name: version for name, version in lock.libraries.items() if name in libraries},

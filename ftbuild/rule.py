@@ -270,6 +270,7 @@ class Context(Protocol):
 
 Output = type[Artifact] | Callable[[Mapping[str, tuple[str, ...]], Any], type[Artifact]]
 Check = Callable[[Mapping[str, tuple[str, ...]], Any], None]
+MorePins = Callable[[Mapping[str, tuple[str, ...]], Any], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -297,6 +298,9 @@ class Rule:
     """None for a user's own rule: then its normalised source is the key part."""
     pins: tuple[str, ...] = ()
     """Distributions whose versions shape the output: key parts, as the lock records them."""
+    more_pins: MorePins | None = None
+    """Called like `check`: the distributions that only some targets use. The first line of its
+    docstring tells which and when."""
     preload: tuple[str, ...] = ()
     """Modules which the warm parent imports before it forks a worker for this rule."""
     check: Check | None = None
@@ -330,6 +334,7 @@ def rule(
     output: Output,
     version: int | None = None,
     pins: tuple[str, ...] = (),
+    more_pins: MorePins | None = None,
     preload: tuple[str, ...] = (),
     check: Check | None = None,
     runs: Literal["worker", "process"] = "worker",
@@ -361,6 +366,7 @@ def rule(
             output=output,
             version=version,
             pins=pins,
+            more_pins=more_pins,
             preload=preload,
             check=check,
             runs=runs,

@@ -19,7 +19,7 @@ from ftbuild import __version__
 from ftbuild.action import Action, Output
 from ftbuild.digest import Digest, canonical_json
 from ftbuild.errors import ActionError, MachineError, Problem, problems_from
-from ftbuild.graph import Edge, RuleFacts
+from ftbuild.graph import Edge, RuleFacts, pins_of
 from ftbuild.history import log_of_failure
 from ftbuild.kinds import KINDS_BY_NAME, missing_files
 from ftbuild.lockfile import Lock, check_environment
@@ -123,7 +123,7 @@ class Runner:
             Failed: the rule failed; nothing is recorded.
             FtbuildError: the machine or the environment cannot run it.
         """
-        check_environment(action.facts.pins, self.lock, action.target.label)
+        check_environment(pins_of(action.target, action.facts), self.lock, action.target.label)
         if not hasattr(self.desks, "desk"):
             self.desks.desk = Desk(self.store.workspace())
         desk: Desk = self.desks.desk

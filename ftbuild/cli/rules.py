@@ -178,6 +178,13 @@ def _one(rule: "Rule") -> Iterator[Line]:
     if rule.pins:
         yield plain("")
         yield plain(f"key parts: the locked versions of {', '.join(rule.pins)}")
+    if rule.more_pins is not None:
+        yield plain(f"key parts where they are used: {used_sometimes(rule)}")
+
+
+def used_sometimes(rule: "Rule") -> str:
+    """Return which libraries only some targets of a rule use, and when."""
+    return flat((rule.more_pins.__doc__ or "").strip().split("\n\n")[0])
 
 
 def default_text(attribute: Mapping[str, Any]) -> str:

@@ -31,6 +31,8 @@ class TrainingInputs(Inputs):
     always does (QLoRA)."""
     adapter: Adapter | None = None
     """Continue this adapter of `model`."""
+    quantized_from: Model | None = None
+    """What `model` was quantized from, for `lora.init = "loftq"`."""
     data: Tokens
     """What to train on."""
     eval_data: Tokens | None = None
@@ -178,6 +180,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: Any) -> None:
             )
     if params.lora is not None:
         _check_lora(params.lora)
+    _check_loftq(kinds, params.lora)
     if params.launch is not None:
         check_launch(params.launch, keep=params.keep)
 
@@ -226,6 +229,51 @@ def _check_lora(lora: Lora) -> None:
             "name it in one of the two",
         )
     _check_start(lora)
+    _check_rows(lora)
+
+
+def _check_loftq(kinds: Mapping[str, tuple[str, ...]], lora: Lora | None) -> None:
+    """Refuse to make up for what was not quantized, or for what is not known."""
+    if lora is None or lora.init != "loftq":
+        if "quantized_from" in kinds:
+            raise AttributeProblem(
+                "quantized_from",
+                '`quantized_from` belongs to `lora.init = "loftq"`',
+                "remove it, or set that",
+            )
+        return
+    if "quantized_model" not in kinds["model"]:
+        raise AttributeProblem(
+            "lora",
+            '`init = "loftq"` makes up for what quantizing changed, and `model` is not quantized',
+            'name a `quantize` target as `model`, or use another `init` such as "pissa"',
+        )
+    if "quantized_from" not in kinds:
+        raise AttributeProblem(
+            "lora",
+            '`init = "loftq"` needs the weights as they were before they were quantized',
+            'name the model that `model` was quantized from as `quantized_from = "…"`',
+        )
+    if lora.dora:
+        raise AttributeProblem(
+            "lora", '`init = "loftq"` cannot be combined with `dora`', "remove one of the two"
+        )
+
+
+def _check_rows(lora: Lora) -> None:
+    """Refuse rows to look at where none are, and ranks that looking at rows does not keep."""
+    if lora.init_rows is not None and lora.init not in ("corda", "eva"):
+        raise AttributeProblem(
+            "lora",
+            "`lora.init_rows` belongs to `corda` and `eva`",
+            'remove it, or set init = "eva"',
+        )
+    if lora.init == "eva" and lora.rank_pattern:
+        raise AttributeProblem(
+            "lora",
+            '`init = "eva"` gives all layers one rank',
+            "remove `rank_pattern`, or use another `init`",
+        )
 
 
 def _check_start(lora: Lora) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from ftbuild.api import AttributeProblem, Context, Field, rule
-from ftbuild_rules.training import _loop, _reference
+from ftbuild_rules.training import _reference, _run
 from ftbuild_rules.training._dpo import train_pairs
 from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._reference import ReferencedInputs
@@ -135,10 +135,10 @@ def dpo(ctx: Context, inputs: DpoInputs, params: DpoParams) -> None:
     With `adapter` that one further, with `lora` a new adapter, with neither all weights. The
     reference is always the state before the first step.
     """
-    run = _loop.prepare(ctx, inputs, params, form="preference", rule="dpo")
+    run = _run.prepare(ctx, inputs, params, form="preference", rule="dpo")
     if done_in_processes(run, "dpo"):
         return
-    _loop.make_deterministic(params)
+    _run.make_deterministic(params)
     train_pairs(
         run,
         inputs,

@@ -30,9 +30,13 @@ from ftbuild.api import (
     RuleError,
     rule,
 )
-from ftbuild_rules.training import _loop, _settings
+from ftbuild_rules.training import _arguments, _loop, _policy, _run, _settings
 from ftbuild_rules.training._grpo import trainer_class
-from ftbuild_rules.training._reference import moves_base, require_still_base
+from ftbuild_rules.training._reference import (
+    moves_base,
+    require_start_of_base,
+    require_still_base,
+)
 from ftbuild_rules.training._rewards import Rewards, make_rewards
 from ftbuild_rules.training._settings import (
     PINS,
@@ -131,6 +135,8 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: GrpoParams) -> None:
             "`lora.dropout` has no meaning here: completions are drawn and judged by one policy",
             "remove it",
         )
+    if params.lora is not None and params.beta:
+        require_start_of_base(params.lora)
     if params.lora is not None and params.beta and (moved := moves_base(params.lora)):
         raise AttributeProblem(
             "lora",
@@ -172,7 +178,7 @@ def grpo(ctx: Context, inputs: GrpoInputs, params: GrpoParams) -> None:
     `eval_data` one completion of each prompt is drawn, with the same seed each time; the loss
     there is minus its mean reward.
     """
-    run = _loop.prepare(
+    run = _run.prepare(
         ctx, inputs, params, form="prompts", rule="grpo", room=params.max_completion_length
     )
     if params.beta:
@@ -187,10 +193,10 @@ def grpo(ctx: Context, inputs: GrpoInputs, params: GrpoParams) -> None:
         weights=params.reward_weights,
         other_template=params.other_template,
     )
-    _loop.make_deterministic(params)
+    _run.make_deterministic(params)
     from trl import GRPOConfig
 
-    given = _loop.trl_inputs(run)
+    given = _arguments.trl_inputs(run)
     for name in ("train_dataset", "eval_dataset"):
         if given[name] is not None:
             given[name] = given[name].rename_column("prompt_ids", "prompt")
@@ -198,9 +204,9 @@ def grpo(ctx: Context, inputs: GrpoInputs, params: GrpoParams) -> None:
         count = range(len(given["eval_dataset"]))
         given["eval_dataset"] = given["eval_dataset"].add_column("row", list(count))
     trainer = _loop.watched(trainer_class(run), run, zero_is_wrong=False)(
-        model=_loop.load_policy(run),
+        model=_policy.load_policy(run),
         reward_funcs=rewards.functions(given["processing_class"]),
-        args=GRPOConfig(**_loop.trainer_arguments(run), **_settings_of(params, rewards)),
+        args=GRPOConfig(**_arguments.trainer_arguments(run), **_settings_of(params, rewards)),
         **given,
     )
     _loop.train(run, trainer, every=params.num_iterations)
@@ -253,7 +259,7 @@ def _require_vllm(params: GrpoParams) -> None:
         )
 
 
-def _require_group(run: _loop.Run, params: GrpoParams) -> None:
+def _require_group(run: _run.Run, params: GrpoParams) -> None:
     """Refuse fewer prompts than one step takes: there would be no step at all.
 
     Raises:
@@ -270,6 +276,6 @@ def _require_group(run: _loop.Run, params: GrpoParams) -> None:
         )
 
 
-def _record(run: _loop.Run, trainer: Any) -> None:
+def _record(run: _run.Run, trainer: Any) -> None:
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     run.ctx.facts(first_reward=rewards[0], last_reward=rewards[-1])

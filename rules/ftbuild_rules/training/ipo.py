@@ -11,7 +11,7 @@ The reference is what the policy was before the first step, as in `dpo`.
 """
 
 from ftbuild.api import Context, Field, rule
-from ftbuild_rules.training import _loop
+from ftbuild_rules.training import _run
 from ftbuild_rules.training._dpo import train_pairs
 from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._reference import ReferencedInputs, check
@@ -44,8 +44,8 @@ def ipo(ctx: Context, inputs: IpoInputs, params: IpoParams) -> None:
     With `adapter` that one further, with `lora` a new adapter, with neither all weights. The
     reference is always the state before the first step.
     """
-    run = _loop.prepare(ctx, inputs, params, form="preference", rule="ipo")
+    run = _run.prepare(ctx, inputs, params, form="preference", rule="ipo")
     if done_in_processes(run, "ipo"):
         return
-    _loop.make_deterministic(params)
+    _run.make_deterministic(params)
     train_pairs(run, inputs, zero_is_wrong=True, beta=params.beta, loss_type=["ipo"])

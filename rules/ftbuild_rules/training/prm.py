@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ftbuild.api import Context, Field, RewardModel, rule
-from ftbuild_rules.training import _loop
+from ftbuild_rules.training import _run
 from ftbuild_rules.training._heads import (
     Head,
     HeadInputs,
@@ -46,10 +46,10 @@ def prm(ctx: Context, inputs: PrmInputs, params: PrmParams) -> None:
     weights.
     """
     require_adapter(inputs.adapter, _HEAD)
-    run = _loop.prepare(ctx, inputs, params, form="stepwise", rule="prm")
+    run = _run.prepare(ctx, inputs, params, form="stepwise", rule="prm")
     if done_in_processes(run, "prm"):
         return
-    _loop.make_deterministic(params)
+    _run.make_deterministic(params)
     model = load_judge(run, _HEAD)
     model = train_own(run, model, _loss, _collator(pad_id(run)), counts_labels=True)
     save_judge(run, model, _HEAD)

@@ -23,7 +23,7 @@ from ftbuild.api import (
     rule,
 )
 from ftbuild_rules.data._arrow import shard_name, write_batch
-from ftbuild_rules.training import _loop
+from ftbuild_rules.training import _policy, _run
 from ftbuild_rules.training._lora import require_base
 from ftbuild_rules.training._machine import require_machine
 from ftbuild_rules.training._own import next_token_logps, padded
@@ -59,8 +59,9 @@ class ReferenceLogprobsParams(Params):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Implementation of attention; that of the training."""
     kl_batch_size: int | None = Field(None, ge=2)
-    """For `kto`: its `batch_size`. Its KL term compares prompts with the completions of other
-    rows, and which ones follows from its `batch_size` and `seed`."""
+    """For `kto`: its `batch_size`, times its `launch.processes` if it has some. Its KL term
+    compares prompts with the completions of other rows, and which ones follows from that and from
+    `seed`."""
     seed: int = Field(42, ge=0, lt=2**32)
     """For `kto`: its `seed`."""
     threads: int = Field(1, ge=1)
@@ -81,7 +82,7 @@ def reference_logprobs(
     form = pair_or_single(inputs.data)
     data = read_tokens(inputs.data, form, rule="reference_logprobs")
     require_fit(data, inputs.model)
-    _loop.make_deterministic(params)
+    _run.make_deterministic(params)
     batches = _Batches(ctx, _network(inputs, params), params)
     _write(ctx, shard_name(0, 1), _sums(data, batches))
     kl = None
@@ -100,7 +101,7 @@ def _network(inputs: ReferenceLogprobsInputs, params: ReferenceLogprobsParams) -
     import torch
 
     dtype = getattr(torch, params.dtype)
-    network = _loop.load_base(inputs.model, dtype, params.attention)
+    network = _policy.load_base(inputs.model, dtype, params.attention)
     if inputs.adapter is not None:
         from peft import PeftModel
 

@@ -5,7 +5,7 @@ micro-batches of a step share one denominator.
 """
 
 from ftbuild.api import Context, Field, rule
-from ftbuild_rules.training import _loop
+from ftbuild_rules.training import _loop, _policy, _run
 from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._packing import train_documents
 from ftbuild_rules.training._settings import (
@@ -36,10 +36,10 @@ def sft(ctx: Context, inputs: SftInputs, params: SftParams) -> None:
 
     With `lora` a new adapter, with `adapter` that one further, with neither all weights.
     """
-    run = _loop.prepare(ctx, inputs, params, form="sft", rule="sft")
+    run = _run.prepare(ctx, inputs, params, form="sft", rule="sft")
     if done_in_processes(run, "sft"):
         return
-    _loop.make_deterministic(params)
-    model = _loop.load_policy(run)
+    _run.make_deterministic(params)
+    model = _policy.load_policy(run)
     noise = params.neftune_noise_alpha
     _loop.save(run, train_documents(run, model, neftune_noise_alpha=noise))
