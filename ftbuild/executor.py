@@ -19,12 +19,13 @@ from ftbuild.acting import Input, Job, LostInput, Message, Threads, recorded_tre
 from ftbuild.action import Action, Describer, Output
 from ftbuild.digest import Digest
 from ftbuild.errors import FtbuildError, InterruptedBuild
+from ftbuild.failures import Failed
 from ftbuild.fetching import Fetcher
 from ftbuild.frontier import Frontier, Node
 from ftbuild.graph import Graph
 from ftbuild.history import Built, History
 from ftbuild.plan import Planner, known_output
-from ftbuild.run import Done, Failed, Runner
+from ftbuild.run import Done, Runner
 from ftbuild.slots import Slots, StartQueue
 from ftbuild.store.actions import Record
 from ftbuild.store.blobs import MissingBlob

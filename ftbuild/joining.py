@@ -262,7 +262,7 @@ def _kind_and_pins(
     try:
         if rule.check is not None:
             rule.check(kinds, checked.params)
-        pins = () if rule.more_pins is None else rule.more_pins(kinds, checked.params)
+        pins = rule.pins(kinds, checked.params) if callable(rule.pins) else ()
         return rule.output_kind(kinds, checked.params).kind, pins
     except AttributeProblem as problem:
         path = tuple(problem.attribute.split("."))

@@ -38,7 +38,7 @@ class Target:
     description: str
     tags: tuple[str, ...]
     pins: tuple[str, ...] = ()
-    """Libraries that this target uses, besides those that each target of its rule does."""
+    """The libraries that shape it, where its rule says so by target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class RuleFacts:
     source: str | None
     """The digest of its normalised source where it has no version."""
     pins: tuple[str, ...]
-    """Libraries that each target of the rule uses."""
+    """The libraries that shape each target; none where that differs from target to target."""
     parts: dict[str, tuple[str, ...]]
     """The patterns of each input field that takes a part of an artifact."""
     runs: Literal["worker", "process"]

@@ -63,7 +63,7 @@ def _as_json(rule: "Rule") -> dict[str, Any]:
         "name": rule.name,
         "help": flat(rule.help),
         "version": rule.version,
-        "pins": list(rule.pins),
+        "pins": libraries(rule) if callable(rule.pins) else list(rule.pins),
         "attributes": attributes(rule),
     }
 
@@ -177,14 +177,15 @@ def _one(rule: "Rule") -> Iterator[Line]:
         yield from _attribute(attribute)
     if rule.pins:
         yield plain("")
-        yield plain(f"key parts: the locked versions of {', '.join(rule.pins)}")
-    if rule.more_pins is not None:
-        yield plain(f"key parts where they are used: {used_sometimes(rule)}")
+        yield plain(f"key parts: the locked versions of {libraries(rule)}")
 
 
-def used_sometimes(rule: "Rule") -> str:
-    """Return which libraries only some targets of a rule use, and when."""
-    return flat((rule.more_pins.__doc__ or "").strip().split("\n\n")[0])
+def libraries(rule: "Rule") -> str:
+    """Return the names of the libraries that shape what a rule makes, and when some do."""
+    if not callable(rule.pins):
+        return ", ".join(rule.pins)
+    said = (rule.pins.__doc__ or "").strip().split("\n\n")[0]
+    return flat(said).removeprefix("Return ").rstrip(".")
 
 
 def default_text(attribute: Mapping[str, Any]) -> str:

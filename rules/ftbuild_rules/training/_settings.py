@@ -16,10 +16,11 @@ from ftbuild.api import (
     Tokens,
 )
 from ftbuild_rules.models._files import OF_THE_MODEL
+from ftbuild_rules.quantization._pins import LIBRARY, is_quantized
 from ftbuild_rules.training._launch import Launch, check_launch
 from ftbuild_rules.training._lora import Lora
 
-PINS = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
+_PINS = ("torch", "transformers", "peft", "trl", "accelerate")
 PRELOAD = ("torch", "transformers", "peft", "trl")
 
 
@@ -139,6 +140,31 @@ NEEDED_SETTINGS = {
     "warmup_stable_decay": ("num_decay_steps",),
 }
 """Of which one must be given, or the schedule is another or none."""
+
+
+_BITSANDBYTES_OPTIMIZERS = (
+    "adamw_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "ademamix",
+    "lion_32bit",
+    "lion_8bit",
+)
+"""Those that Transformers takes from there."""
+
+
+def pins(kinds: Mapping[str, tuple[str, ...]], params: Any) -> tuple[str, ...]:
+    """Return torch, transformers, peft, trl and accelerate, and bitsandbytes, deepspeed,
+    liger-kernel and flash-attn where a target uses them.
+    """  # noqa: D205
+    has_bitsandbytes = params.optimizer in _BITSANDBYTES_OPTIMIZERS or is_quantized(kinds)
+    used = {
+        LIBRARY: has_bitsandbytes,
+        "deepspeed": params.launch is not None and params.launch.strategy == "deepspeed",
+        "liger-kernel": params.liger,
+        "flash-attn": params.attention == "flash_attention_2",
+    }
+    return (*_PINS, *(name for name, is_used in used.items() if is_used))
 
 
 def output_kind(kinds: Mapping[str, tuple[str, ...]], params: Any) -> type[Artifact]:

@@ -19,7 +19,6 @@ from ftbuild_rules.training._dpo import train_pairs
 from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._reference import ReferencedInputs
 from ftbuild_rules.training._settings import (
-    PINS,
     PRELOAD,
     TrainingParams,
     output_kind,
@@ -128,7 +127,7 @@ def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-@rule(version=2, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def dpo(ctx: Context, inputs: DpoInputs, params: DpoParams) -> None:
     """Train a model, or an adapter of it, to prefer the chosen completions.
 

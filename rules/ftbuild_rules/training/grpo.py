@@ -39,7 +39,6 @@ from ftbuild_rules.training._reference import (
 )
 from ftbuild_rules.training._rewards import Rewards, make_rewards
 from ftbuild_rules.training._settings import (
-    PINS,
     PRELOAD,
     TrainingInputs,
     TrainingParams,
@@ -170,7 +169,7 @@ def _check_loss(params: GrpoParams) -> None:
         )
 
 
-@rule(version=2, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def grpo(ctx: Context, inputs: GrpoInputs, params: GrpoParams) -> None:
     """Train a model, or an adapter of it, by rewards for completions that it writes itself.
 

@@ -16,7 +16,6 @@ from ftbuild_rules.training._dpo import train_pairs
 from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._reference import ReferencedInputs, check
 from ftbuild_rules.training._settings import (
-    PINS,
     PRELOAD,
     TrainingParams,
     output_kind,
@@ -37,7 +36,7 @@ class IpoParams(TrainingParams):
     holds the policy closer to the reference."""
 
 
-@rule(version=2, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def ipo(ctx: Context, inputs: IpoInputs, params: IpoParams) -> None:
     """Train a model, or an adapter of it, to prefer the chosen completions by a fixed margin.
 

@@ -20,7 +20,6 @@ from ftbuild_rules.training import _arguments, _loop, _policy, _run, _settings
 from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._own import next_token_logps, pad_id, padded, train_own
 from ftbuild_rules.training._settings import (
-    PINS,
     PRELOAD,
     TrainingInputs,
     TrainingParams,
@@ -67,7 +66,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: OrpoParams) -> None:
         )
 
 
-@rule(version=3, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=3, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def orpo(ctx: Context, inputs: OrpoInputs, params: OrpoParams) -> None:
     """Train a model, or an adapter of it, to prefer the chosen completions, with no reference.
 

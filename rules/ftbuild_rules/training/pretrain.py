@@ -13,7 +13,6 @@ from ftbuild_rules.training import _loop, _policy, _run, _settings
 from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._packing import train_documents
 from ftbuild_rules.training._settings import (
-    PINS,
     PRELOAD,
     TrainingInputs,
     TrainingParams,
@@ -64,7 +63,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: PretrainParams) -> None:
         )
 
 
-@rule(version=2, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def pretrain(ctx: Context, inputs: PretrainInputs, params: PretrainParams) -> None:
     """Train a model, or an adapter of it, on plain text; with `config` from random weights.
 

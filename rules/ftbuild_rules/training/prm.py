@@ -21,7 +21,7 @@ from ftbuild_rules.training._heads import (
 )
 from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._own import pad_id, padded, train_own
-from ftbuild_rules.training._settings import PINS, PRELOAD, TrainingParams, check
+from ftbuild_rules.training._settings import PRELOAD, TrainingParams, check
 
 _HEAD = Head(task="TOKEN_CLS", num_labels=2, rule="prm")
 _MASKED = -100
@@ -38,7 +38,7 @@ class PrmParams(TrainingParams):
     """Peak learning rate."""
 
 
-@rule(version=2, output=RewardModel, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=RewardModel, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def prm(ctx: Context, inputs: PrmInputs, params: PrmParams) -> None:
     """Train a model to tell at the end of each step whether it is right.
 

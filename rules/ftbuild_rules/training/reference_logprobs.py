@@ -5,6 +5,7 @@ a second model in memory.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -23,12 +24,13 @@ from ftbuild.api import (
     rule,
 )
 from ftbuild_rules.data._arrow import shard_name, write_batch
+from ftbuild_rules.quantization._pins import LIBRARY, is_quantized
 from ftbuild_rules.training import _policy, _run
 from ftbuild_rules.training._lora import require_base
 from ftbuild_rules.training._machine import require_machine
 from ftbuild_rules.training._own import next_token_logps, padded
 from ftbuild_rules.training._reference import INDEX_NAME, KL_NAME, Reference
-from ftbuild_rules.training._settings import PINS, PRELOAD
+from ftbuild_rules.training._settings import PRELOAD
 from ftbuild_rules.training._shards import TokenRows, pair_or_single, read_tokens, require_fit
 from ftbuild_rules.training._unpaired import take_apart, unpaired_dataset
 
@@ -68,7 +70,22 @@ class ReferenceLogprobsParams(Params):
     """CPU threads; their number changes the last digits of sums."""
 
 
-@rule(version=1, output=File, pins=PINS, preload=PRELOAD, gpus=1)
+def pins(kinds: Mapping[str, tuple[str, ...]], params: Any) -> tuple[str, ...]:
+    """Return torch, transformers, peft; bitsandbytes and flash-attn where a target uses them."""
+    used = {
+        LIBRARY: is_quantized(kinds),
+        "flash-attn": params.attention == "flash_attention_2",
+    }
+    return ("torch", "transformers", "peft", *(name for name in used if used[name]))
+
+
+@rule(
+    version=1,
+    output=File,
+    pins=pins,
+    preload=PRELOAD,
+    gpus=1,
+)
 def reference_logprobs(
     ctx: Context, inputs: ReferenceLogprobsInputs, params: ReferenceLogprobsParams
 ) -> None:

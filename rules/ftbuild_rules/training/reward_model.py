@@ -19,7 +19,7 @@ from ftbuild_rules.training._heads import (
     save_judge,
 )
 from ftbuild_rules.training._launch import done_in_processes
-from ftbuild_rules.training._settings import PINS, PRELOAD, TrainingParams, check
+from ftbuild_rules.training._settings import PRELOAD, TrainingParams, check
 
 _HEAD = Head(task="SEQ_CLS", num_labels=1, rule="reward_model")
 
@@ -38,7 +38,7 @@ class RewardModelParams(TrainingParams):
     origin of its own without it."""
 
 
-@rule(version=2, output=RewardModel, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=RewardModel, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def reward_model(ctx: Context, inputs: RewardModelInputs, params: RewardModelParams) -> None:
     """Train a model to score the chosen completion of a pair above the rejected one.
 

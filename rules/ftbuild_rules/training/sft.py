@@ -9,7 +9,6 @@ from ftbuild_rules.training import _loop, _policy, _run
 from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._packing import train_documents
 from ftbuild_rules.training._settings import (
-    PINS,
     PRELOAD,
     TrainingInputs,
     TrainingParams,
@@ -30,7 +29,7 @@ class SftParams(TrainingParams):
     5 to 15 where it is wanted."""
 
 
-@rule(version=2, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def sft(ctx: Context, inputs: SftInputs, params: SftParams) -> None:
     """Train a model, or an adapter of it, to write the labels.
 
