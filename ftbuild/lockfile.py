@@ -215,12 +215,28 @@ def check_environment(pins: Sequence[str], lock: Lock, label: str) -> None:
 
 def _not_installed(name: str, locked: str | None, label: str) -> Problem:
     version = "" if locked in (None, UNKNOWN) else f"=={locked}"
+    extra = _extra_with(name)
+    others = "" if extra is None else f", or with all that goes with it: pip install '{extra}'"
     return Problem(
         "E0511",
         f"`{label}` needs the library `{name}`, which is not installed",
-        fix=f"pip install '{name}{version}', or all that training needs: "
-        "pip install 'ftbuild[train]'",
+        fix=f"pip install '{name}{version}'{others}",
     )
+
+
+def _extra_with(name: str) -> str | None:
+    """Return the first extra of ours that brings a library, as pip takes it."""
+    import re
+    from importlib import metadata
+
+    try:
+        required = metadata.requires("ftbuild") or []
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        return None
+    wanted = re.escape(name.replace("_", "-"))
+    pattern = re.compile(rf"{wanted}(?![\w-]).*extra == ['\"]([^'\"]+)")
+    found = [match[1] for each in required if (match := pattern.match(each))]
+    return f"ftbuild[{found[0]}]" if found else None
 
 
 def _not_locked(name: str, installed: str, label: str) -> Problem:

@@ -17,7 +17,7 @@ from ftbuild.api import (
 )
 from ftbuild_rules.models._files import OF_THE_MODEL
 from ftbuild_rules.quantization._pins import LIBRARY, is_quantized
-from ftbuild_rules.training._launch import Launch, check_launch
+from ftbuild_rules.training._launch import Launch, check_launch, check_whole
 from ftbuild_rules.training._lora import Lora
 
 _PINS = ("torch", "transformers", "peft", "trl", "accelerate")
@@ -209,6 +209,8 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: Any) -> None:
     _check_loftq(kinds, params.lora)
     if params.launch is not None:
         check_launch(params.launch, keep=params.keep)
+        if "quantized_model" in kinds["model"]:
+            check_whole(params.launch)
 
 
 def _check_schedule(params: Any) -> None:

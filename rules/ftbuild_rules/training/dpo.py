@@ -22,6 +22,7 @@ from ftbuild_rules.training._settings import (
     PRELOAD,
     TrainingParams,
     output_kind,
+    pins,
 )
 
 Loss = Literal[

@@ -43,6 +43,7 @@ from ftbuild_rules.training._settings import (
     TrainingInputs,
     TrainingParams,
     output_kind,
+    pins,
 )
 
 

@@ -19,6 +19,7 @@ from ftbuild_rules.training._settings import (
     PRELOAD,
     TrainingParams,
     output_kind,
+    pins,
 )
 
 

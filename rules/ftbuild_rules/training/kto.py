@@ -30,6 +30,7 @@ from ftbuild_rules.training._settings import (
     PRELOAD,
     TrainingParams,
     output_kind,
+    pins,
 )
 from ftbuild_rules.training._shards import TokenRows, pair_or_single
 from ftbuild_rules.training._unpaired import take_apart, unpaired_dataset

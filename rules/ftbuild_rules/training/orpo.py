@@ -24,6 +24,7 @@ from ftbuild_rules.training._settings import (
     TrainingInputs,
     TrainingParams,
     output_kind,
+    pins,
 )
 from ftbuild_rules.training._sharding import mean_of_all
 

@@ -17,6 +17,7 @@ from ftbuild_rules.training._settings import (
     TrainingInputs,
     TrainingParams,
     output_kind,
+    pins,
 )
 
 _FIXED = ("architectures", "auto_map", "model_type", "quantization_config", "vocab_size")

@@ -21,7 +21,12 @@ from ftbuild_rules.training._heads import (
 )
 from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._own import pad_id, padded, train_own
-from ftbuild_rules.training._settings import PRELOAD, TrainingParams, check
+from ftbuild_rules.training._settings import (
+    PRELOAD,
+    TrainingParams,
+    check,
+    pins,
+)
 
 _HEAD = Head(task="TOKEN_CLS", num_labels=2, rule="prm")
 _MASKED = -100

@@ -19,7 +19,12 @@ from ftbuild_rules.training._heads import (
     save_judge,
 )
 from ftbuild_rules.training._launch import done_in_processes
-from ftbuild_rules.training._settings import PRELOAD, TrainingParams, check
+from ftbuild_rules.training._settings import (
+    PRELOAD,
+    TrainingParams,
+    check,
+    pins,
+)
 
 _HEAD = Head(task="SEQ_CLS", num_labels=1, rule="reward_model")
 

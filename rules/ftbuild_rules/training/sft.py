@@ -14,6 +14,7 @@ from ftbuild_rules.training._settings import (
     TrainingParams,
     check,
     output_kind,
+    pins,
 )
 
 
