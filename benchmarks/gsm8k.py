@@ -171,7 +171,7 @@ learning_rate = 5e-4
 schedule = "cosine"
 lora = {{ r = 16 }}
 """
-STEPS = {"sft": 40, "dpo": 24, "grpo": 12, "judge": 100, "checker": 36}
+STEPS = {"sft": 40, "dpo": 24, "grpo": 12, "judge": 64, "checker": 36}
 TARGETS = (
     "start",
     "solver",
