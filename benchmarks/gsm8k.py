@@ -10,8 +10,10 @@ figures of each step stand in `figures.jsonl`; a run that was stopped goes on wh
 
 - `sft`: the loss on held-out solutions falls.
 - `dpo`, on the right solution of a person against a wrong one of a model: the share of held-out
-  pairs whose right solution has the higher probability rises, and so does, against the start, the
-  difference of the two. Both are counted from `reference_logprobs`.
+  pairs whose right solution has the higher reward, as DPO defines it: by how much its
+  log-probability has risen since the start. At the start all rewards are 0, and a coin would be
+  right in one half. Beside it, in how many pairs the right solution is the likelier one. Both are
+  counted from `reference_logprobs`.
 - `grpo`, with a reward of 1 for the right answer, 0.5 for an answer in the form `#### N` and the
   share of its equations that hold: the reward of answers to held-out questions rises.
 - `reward_model` on such pairs with the wrong solutions of all models, `prm` on steps of which every
@@ -329,7 +331,7 @@ def preferred(folder: Path) -> float:
 
 
 def moved(before: Path, after: Path) -> float:
-    """Return the share of pairs whose margin of log-probabilities has grown."""
+    """Return the share of pairs whose chosen side has the higher reward of DPO."""
     import pyarrow as pa
 
     margins = []
@@ -374,19 +376,19 @@ def main() -> None:
         ("sft", "held-out loss", loss[0], loss[1], "solver", "loss"),
         (
             "dpo",
-            "held-out pairs preferred rightly",
-            preferred(out / "before"),
-            preferred(out / "after"),
-            "careful",
-            "loss",
-        ),
-        (
-            "dpo",
-            "held-out pairs with a grown margin",
+            "held-out pairs rewarded rightly",
             0.5,
             moved(out / "before", out / "after"),
             "careful",
             "rewards/accuracies",
+        ),
+        (
+            "dpo",
+            "held-out pairs whose right side is likelier",
+            preferred(out / "before"),
+            preferred(out / "after"),
+            "careful",
+            "loss",
         ),
         ("grpo", "reward of held-out answers", *reward, "rewarded", "reward"),
         ("reward_model", "held-out pairs judged rightly", 0.5, judged, "judge", "loss"),
