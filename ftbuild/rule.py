@@ -66,8 +66,10 @@ class Params(BaseModel):
         # `1` for a text or `"3"` for a number is a slip that the user wants to hear of.
         strict=True,
     )
+    other_names: ClassVar[Mapping[str, str]] = {}
+    """What other tools call an attribute of this rule or table: their name -> `learning_rate`."""
     elsewhere: ClassVar[Mapping[str, str]] = {}
-    """Attributes that users look for here and that another rule has: name -> what to write."""
+    """Attributes that users look for here, and that there is no other name for: name -> remedy."""
 
     @classmethod
     def __get_pydantic_json_schema__(

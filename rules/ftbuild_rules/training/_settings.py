@@ -15,11 +15,11 @@ from ftbuild.api import (
     QuantizedModel,
     Tokens,
 )
-from ftbuild_rules.models._files import OF_THE_MODEL
 from ftbuild_rules.quantization._pins import LIBRARY, is_quantized
 from ftbuild_rules.training._launch import Launch, check_launch, check_whole
 from ftbuild_rules.training._lora import Lora
 from ftbuild_rules.training._optimizer import check_optimizer
+from ftbuild_rules.training._other_tools import TRAINING_NAMES, TRAINING_REMEDIES
 
 _PINS = ("torch", "transformers", "peft", "trl", "accelerate")
 PRELOAD = ("torch", "transformers", "peft", "trl")
@@ -44,7 +44,8 @@ class TrainingInputs(Inputs):
 class TrainingParams(Params):
     """How a method trains."""
 
-    elsewhere = OF_THE_MODEL
+    other_names = TRAINING_NAMES
+    elsewhere = TRAINING_REMEDIES
 
     epochs: float = Field(3.0, gt=0)
     """How often each row is seen."""

@@ -32,6 +32,7 @@ from ftbuild.api import (
 )
 from ftbuild_rules.training import _arguments, _loop, _policy, _run, _settings
 from ftbuild_rules.training._grpo import trainer_class
+from ftbuild_rules.training._other_tools import PREFERENCE_NAMES
 from ftbuild_rules.training._reference import (
     moves_base,
     require_start_of_base,
@@ -62,6 +63,8 @@ class GrpoInputs(TrainingInputs):
 
 class GrpoParams(TrainingParams):
     """How to draw completions, and how to learn from their rewards."""
+
+    other_names = PREFERENCE_NAMES
 
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate."""
