@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ftbuild.digest import Digest, hash_value
-from ftbuild.graph import RuleFacts, Target, pins_of
+from ftbuild.graph import RuleFacts, Target
 
 FORMAT = 1
 """Raised when the form of the document changes; then every key changes."""
@@ -48,7 +48,7 @@ def key_document(
         "inputs": dict(inputs),
         "sources": dict(sources),
         "variables": {name: dict(values) for name, values in variables.items()},
-        "libraries": {name: libraries[name] for name in pins_of(target, facts)},
+        "libraries": dict(libraries),
     }
 
 

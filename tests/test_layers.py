@@ -33,7 +33,7 @@ keys lockfile usersettings
 sources.*
 action history plan locking
 events slots
-guard sandbox worker warm workers
+guard sandbox worker warm workers toolchain
 desk failures fetching
 run
 acting frontier tally
