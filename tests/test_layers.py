@@ -30,10 +30,11 @@ root spans declaration settings tomlfile packages overlay matrix manifest
 nodes rulesource rulefile registry
 lookup suggestions mistakes queries localfiles attributes graph joining schema
 keys lockfile usersettings
+toolchain
 sources.*
 action history plan locking
 events slots
-guard sandbox worker warm workers toolchain
+guard sandbox worker warm workers
 desk failures fetching
 run
 acting frontier tally
