@@ -94,7 +94,8 @@ def lora_config(
     """
     import warnings
 
-    from peft import CordaConfig, EvaConfig, LoraConfig
+    from peft import LoraConfig
+    from peft.tuners.lora.config import CordaConfig
 
     targets = lora.target_modules
     whole = list(lora.modules_to_save) or None
@@ -111,8 +112,6 @@ def lora_config(
             use_dora=lora.dora,
             init_lora_weights=_init(lora),
             corda_config=CordaConfig(corda_method="ipm") if lora.init == "corda" else None,
-            # Each layer keeps the rank that is written.
-            eva_config=EvaConfig(rho=1.0) if lora.init == "eva" else None,
             rank_pattern=dict(lora.rank_pattern),
             alpha_pattern={name: _whole(alpha) for name, alpha in lora.alpha_pattern.items()},
             modules_to_save=sorted({*lora.modules_to_save, *heads}) if heads else whole,
@@ -123,7 +122,7 @@ def lora_config(
 
 
 def _init(lora: Lora) -> bool | str:
-    if lora.init in ("default", "loftq"):  # PEFT's own needs a GPU; `_start` does without
+    if lora.init in ("default", "eva", "loftq"):  # `_start` has a part in the last two
         return True
     if lora.pissa_iterations is not None:
         return f"pissa_niter_{lora.pissa_iterations}"
@@ -237,7 +236,7 @@ def remember_start(model: Any, lora: Lora | None) -> None:
     """Keep how an adapter begins, where it begins with more than zeros."""
     config = getattr(model, "peft_config", {}).get("default")
     init = getattr(config, "init_lora_weights", True)
-    if init in (True, "gaussian", "eva") and (lora is None or lora.init != "loftq"):
+    if init in (True, "gaussian") and (lora is None or lora.init != "loftq"):
         return
     start = {name: tensor.detach().clone() for name, tensor in adapter_state(model).items()}
     setattr(model, _START, start)
@@ -312,8 +311,6 @@ def canonical_config(config: Any) -> dict[str, Any]:
             value = sorted(set(value))  # PEFT adds the names of heads at each load
         settings[name] = getattr(value, "value", value)  # an enum's text
     settings.update(base_model_name_or_path=None, revision=None, inference_mode=True)
-    if settings.get("init_lora_weights") == "eva":  # what it needed is behind it
-        settings |= {"init_lora_weights": True, "eva_config": None}
     settings.pop("peft_version", None)
     return settings
 

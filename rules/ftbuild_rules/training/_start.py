@@ -73,10 +73,12 @@ def begin(run: Run, policy: Any) -> None:
 
 
 def _begin_with_components(run: Run, policy: Any, lora: Lora) -> None:
+    from peft import EvaConfig
     from peft.tuners.lora.eva import initialize_lora_eva_weights
 
     config = policy.peft_config["default"]
     written = config.target_modules, config.alpha_pattern
+    config.init_lora_weights, config.eva_config = "eva", EvaConfig(rho=1.0)
     batches = _batches(run, lora, policy.device)
     initialize_lora_eva_weights(
         policy,
@@ -89,8 +91,8 @@ def _begin_with_components(run: Run, policy: Any, lora: Lora) -> None:
         show_progress_bar=False,
     )
     # PEFT lists each layer; all have kept their ranks, so what is written stays as short as it was.
-    config = policy.peft_config["default"]
     config.target_modules, config.alpha_pattern, config.rank_pattern = *written, {}
+    config.init_lora_weights, config.eva_config = True, None
 
 
 def _batches(run: Run, lora: Lora, device: Any) -> list[dict[str, Any]]:

@@ -154,7 +154,7 @@ def test_too_few_tokens_for_eva_are_refused(tmp_path: Path, model: Artifact) -> 
     assert (problem.code, problem.what) == (
         "E0918",
         '`lora.init = "eva"` with `r = 4` needs as many tokens that are trained on; the first 1 '
-        "rows of `few` have 2",
+        "rows of `tokens` have 2",
     )
 
 
@@ -228,9 +228,8 @@ def test_loftq_begins_with_the_largest_part_of_what_quantizing_changed(
     by_peft = PeftModel.from_pretrained(coarse, adapter.path).merge_and_unload().state_dict()
     for name, value in merged.state_dict().items():
         assert torch.allclose(value, by_peft[name].float(), rtol=1e-6, atol=1e-7), name
-    before = (coarse.get_submodule(NAME).weight - whole.get_submodule(NAME).weight).norm()
-    after = (merged.get_submodule(NAME).weight - whole.get_submodule(NAME).weight).norm()
-    assert after < before
+    left = whole.get_submodule(NAME).weight - merged.get_submodule(NAME).weight
+    assert left.norm() < 0.9 * error.norm()
 
 
 def test_loftq_belongs_to_the_quantized_model_for_good(
@@ -260,7 +259,7 @@ def test_model_that_it_was_not_quantized_from_is_refused(
 ) -> None:
     other = artifact(Model, make_model(tmp_path / "other", seed=3, hidden_size=64))
     inputs = {"model": quantized(model, tmp_path, "nf4"), "quantized_from": other, "data": tokens}
-    with pytest.raises(RuleError, match="was not quantized from `other`"):
+    with pytest.raises(RuleError, match="was not quantized from `quantized_from`"):
         started(tmp_path, inputs, "loftq")
 
 
