@@ -127,6 +127,10 @@ class Store:
         os.utime(path)  # gc spares what is young
         return Path(path)
 
+    def toolchain(self, digest: Digest) -> Path:
+        """Return where the Python environment of this digest is, or would be."""
+        return Path(f"{self._layout.folder('toolchains')}/{digest}")
+
     @_in_words
     def drop_scratch(self, key: Digest) -> None:
         """Remove the scratch directory of an action."""
