@@ -5,6 +5,7 @@ inputs, its output and its scratch folder are). What the rule says comes back as
 
     {"progress": {"step": 3, "steps": 45, "metrics": {"loss": 2.1}}}
     {"warning": "…"}
+    {"verified": [[device, inode, size, mtime, ctime, digest], …]}
     {"done": {"adopted": {…}, "facts": {…}, "fragments": [160, 1]}}
     {"failed": {"code": "E0803", "what": "…", …}}
 """
@@ -54,6 +55,8 @@ def run(document: dict[str, Any], events: IO[str]) -> int:
         what = f"{type(error).__name__}: {error}".strip()
         say(failed=[asdict(Problem("E0701", what))])
     finally:
+        if verified := context.verified():
+            say(verified=verified)
         context.close()
     return 1
 
@@ -127,6 +130,10 @@ class WorkerContext:
         fragments = self._fragments if self._fragments[0] else None
         return {"adopted": self._adopted, "facts": self._facts, "fragments": fragments}
 
+    def verified(self) -> list[list[Any]]:
+        """Return which files of the store need not be hashed the next time."""
+        return [] if self._store is None else self._store.take_verified()
+
     def close(self) -> None:
         """Let go of the store; what was published is durable."""
         if self._store is not None:
@@ -186,7 +193,11 @@ class WorkerContext:
         return self._store
 
     def fragments(
-        self, function: Callable[[Piece, Path], Any], pieces: Iterable[Piece], *, of: str
+        self,
+        function: Callable[[Piece, Path], Any],
+        pieces: Iterable[Piece],
+        *,
+        of: str | tuple[str, ...],
     ) -> list[Fragment]:
         """Run `function(piece, out)` for each piece that no earlier build has done."""
         todo = list(pieces)
@@ -205,7 +216,8 @@ class WorkerContext:
         self._fragments[0] += len(todo)
         self._fragments[1] += len(missing)
         done = len(todo) - len(missing)
-        for i, tree, value in self._run_pieces(function, todo, missing):
+        for i, tree, value, verified in self._run_pieces(function, todo, missing):
+            store.learn(verified)
             record = Record(digests[i], tree, value, documents[i], {})
             store.publish(record)
             if self._document["trust"]:
@@ -224,8 +236,8 @@ class WorkerContext:
 
     def _run_pieces(
         self, function: Callable[[Piece, Path], Any], pieces: list[Piece], missing: list[int]
-    ) -> Iterable[tuple[int, Any, Any]]:
-        """Yield index, tree and value of each missing piece, as they come."""
+    ) -> Iterable[tuple[int, Any, Any, list[list[Any]]]]:
+        """Yield index, tree, value and verified files of each missing piece, as they come."""
         store = self._open_store()
         if self.cpus == 1 or len(missing) < 2:
             for i in missing:
@@ -258,17 +270,17 @@ _pool_work: tuple[Callable[[Piece, Path], Any], list[Piece], Store]
 """What forked children inherit: functions and payloads need no pickling that way."""
 
 
-def _run_pooled(i: int) -> tuple[Any, Any]:
+def _run_pooled(i: int) -> tuple[Any, Any, list[list[Any]]]:
     function, pieces, store = _pool_work
     return _run_piece(function, pieces[i], store)
 
 
 def _run_piece(
     function: Callable[[Piece, Path], Any], piece: Piece, store: Store
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, list[list[Any]]]:
     out = store.workspace()
     value = function(piece, out)
-    return store.put_tree(out), value
+    return store.put_tree(out), value, store.take_verified()
 
 
 def artifact_from(plain: list[str]) -> Artifact:

@@ -87,9 +87,14 @@ def read_table(path: Path) -> Any:
 def read_rows(directory: Path, *, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the rows of all shards of an artifact in their order."""
     for path in shard_paths(directory):
-        table = read_table(path)
-        for batch in (table.select(columns) if columns else table).to_batches(max_chunksize=256):
-            yield from batch.to_pylist()
+        yield from read_file(path, columns=columns)
+
+
+def read_file(path: Path, *, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a shard, some of them in memory at a time."""
+    table = read_table(path)
+    for batch in (table.select(columns) if columns else table).to_batches(max_chunksize=256):
+        yield from batch.to_pylist()
 
 
 def rows_of(table: Any) -> list[dict[str, Any]]:

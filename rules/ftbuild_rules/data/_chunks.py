@@ -204,7 +204,9 @@ class _Join:
     rows: int
 
 
-def assemble(ctx: Context, fragments: Sequence[Fragment], of: str) -> list[tuple[Path, int]] | None:
+def assemble(
+    ctx: Context, fragments: Sequence[Fragment], of: str | tuple[str, ...]
+) -> list[tuple[Path, int]] | None:
     """Return the shards of all chunks in their order, each with its number of rows.
 
     None where the rows are so few that shards are finer, or where one would be too large, so that
