@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from engine.space import Space
-from ftbuild_rules.data._chunks import LEAST_BYTES
+from ftbuild_rules.data._pieces import LEAST_BYTES
 from postgres_kit import postgres, run_sql
 from remote_kit import s3
 
