@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from ftbuild import keys
 from ftbuild.digest import Digest, hash_file
@@ -29,6 +29,7 @@ from ftbuild.rule import Fragment, Function, Piece, Rule, Source, SourceFile, Va
 from ftbuild.store.actions import Record
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
+from ftbuild.store.trees import Tree
 from ftbuild.store.trust import Trust
 
 
@@ -91,6 +92,17 @@ def _input(plain: Any) -> Any:
     return Variable(name, value)
 
 
+class _Kept(NamedTuple):
+    """What is needed of a fragment's record: thousands of them lie in memory."""
+
+    tree: Tree
+    value: Any
+
+    @classmethod
+    def of(cls, record: Record | None) -> "_Kept | None":
+        return None if record is None else cls(record.tree, record.value)
+
+
 class WorkerContext:
     """What a rule may use; see `ftbuild.rule.Context`."""
 
@@ -151,7 +163,7 @@ class WorkerContext:
             function(out)
             record = Record(keys.action_key(document), store.put_tree(out), None, document, {})
             store.publish(record)
-        return self._fragment(record, was_built=False).path
+        return self._fragment(_Kept.of(record), was_built=False).path
 
     def digest(self, source: Path) -> Digest:
         """Return the digest of a file of a fragment or of an input; read only if not known."""
@@ -210,7 +222,7 @@ class WorkerContext:
             for piece in todo
         ]
         digests = [keys.action_key(document) for document in documents]
-        found = {key: store.find(key) for key in digests}
+        found = {key: _Kept.of(store.find(key)) for key in digests}
         # Two equal pieces are one fragment: the last of them stands for all.
         missing = list({key: i for i, key in enumerate(digests) if found[key] is None}.values())
         self._fragments[0] += len(todo)
@@ -222,17 +234,17 @@ class WorkerContext:
             store.publish(record)
             if self._document["trust"]:
                 self._say(published=record.key)
-            found[record.key] = record
+            found[record.key] = _Kept(tree, value)
             done += 1
             self.progress(done, len(todo))
         built = {digests[i] for i in missing}
         return [self._fragment(found[key], key in built) for key in digests]
 
-    def _fragment(self, record: Record | None, was_built: bool) -> Fragment:
-        assert record is not None
-        path = self._open_store().lay_out(record.tree)
-        self._known[str(path)] = {entry.path: entry.digest for entry in record.tree.entries}
-        return Fragment(path, record.value, was_built)
+    def _fragment(self, kept: "_Kept | None", was_built: bool) -> Fragment:
+        assert kept is not None
+        path = self._open_store().lay_out(kept.tree)
+        self._known[str(path)] = {entry.path: entry.digest for entry in kept.tree.entries}
+        return Fragment(path, kept.value, was_built)
 
     def _run_pieces(
         self, function: Callable[[Piece, Path], Any], pieces: list[Piece], missing: list[int]
