@@ -13,6 +13,8 @@ from typing import Any
 from ftbuild.api import canonical_json
 
 _WIDTH = 5
+PRELOAD = ("pyarrow", "pandas", "xxhash")
+"""What rules need that write Arrow files; PyArrow imports pandas where it is installed."""
 
 
 def dataset_schema(form: str) -> Any:

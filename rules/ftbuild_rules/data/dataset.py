@@ -25,7 +25,7 @@ from ftbuild.api import (
     SourceFile,
     rule,
 )
-from ftbuild_rules.data._arrow import dataset_schema, shard_name
+from ftbuild_rules.data._arrow import PRELOAD, dataset_schema, shard_name
 from ftbuild_rules.data._chunks import assemble, write_segments
 from ftbuild_rules.data._pieces import SourcePiece, file_of, hashed, pieces_of, with_names
 from ftbuild_rules.data._plain_text import SampleBy
@@ -152,7 +152,7 @@ def _check_prompt(name: str, template: str, format_name: str) -> None:
     version=4,
     output=Dataset,
     pins=("pyarrow",),
-    preload=("pyarrow", "xxhash"),
+    preload=PRELOAD,
     check=check,
     cpus="all",
 )

@@ -26,6 +26,7 @@ from ftbuild.api import (
     hash_bytes,
     rule,
 )
+from ftbuild_rules.data._arrow import PRELOAD
 from ftbuild_rules.data._by_shard import numbered_rows, write_pieces
 from ftbuild_rules.data._duplicates import Likeness, Match, Seen, Signed, kept, sign
 from ftbuild_rules.data._shards import SMALL_ROWS, SizedRow
@@ -76,7 +77,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: DedupParams) -> None:
     version=1,
     output=Dataset,
     pins=("pyarrow",),
-    preload=("pyarrow", "xxhash"),
+    preload=PRELOAD,
     check=check,
     cpus="all",
 )

@@ -20,6 +20,7 @@ from ftbuild.api import (
     RuleError,
     rule,
 )
+from ftbuild_rules.data._arrow import PRELOAD
 from ftbuild_rules.data._by_shard import Numbered, write_changed
 from ftbuild_rules.data._expression import Condition, ExpressionError, compile_condition
 from ftbuild_rules.data._shards import SizedRow
@@ -76,7 +77,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: FilterParams) -> None:
     version=1,
     output=Dataset,
     pins=("pyarrow",),
-    preload=("pyarrow", "xxhash"),
+    preload=PRELOAD,
     check=check,
     cpus="all",
 )

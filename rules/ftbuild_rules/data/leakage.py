@@ -19,6 +19,7 @@ from ftbuild.api import (
     canonical_json,
     rule,
 )
+from ftbuild_rules.data._arrow import PRELOAD
 from ftbuild_rules.data._duplicates import Likeness, Match, Seen, Signed, sign
 from ftbuild_rules.data._write import read_index
 from ftbuild_rules.data.dedup import one_form
@@ -49,7 +50,7 @@ class LeakageParams(Params):
     """How many rows may be leaked before it is an error; without it, they are reported only."""
 
 
-@rule(version=1, output=Report, pins=("pyarrow",), preload=("pyarrow", "xxhash"), cpus="all")
+@rule(version=1, output=Report, pins=("pyarrow",), preload=PRELOAD, cpus="all")
 def leakage(ctx: Context, inputs: LeakageInputs, params: LeakageParams) -> None:
     """Report the rows for evaluation that are among those for training."""
     datasets = [inputs.train, inputs.eval]

@@ -25,6 +25,7 @@ from ftbuild.api import (
     canonical_json,
     rule,
 )
+from ftbuild_rules.data._arrow import PRELOAD
 from ftbuild_rules.data._by_shard import Numbered, write_changed
 from ftbuild_rules.data._hashing import SPACE, place_of, place_of_text
 from ftbuild_rules.data._shards import SizedRow
@@ -78,7 +79,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: SplitParams) -> None:
     version=1,
     output=Dataset,
     pins=("pyarrow",),
-    preload=("pyarrow", "xxhash"),
+    preload=PRELOAD,
     check=check,
     cpus="all",
 )

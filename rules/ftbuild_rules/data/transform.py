@@ -29,6 +29,7 @@ from ftbuild.api import (
     canonical_json,
     rule,
 )
+from ftbuild_rules.data._arrow import PRELOAD
 from ftbuild_rules.data._by_shard import Numbered, write_changed
 from ftbuild_rules.data._shards import SizedRow, size_row
 from ftbuild_rules.data._write import form_of
@@ -76,7 +77,7 @@ class TransformParams(Params):
     """The form of the rows that the function returns, where it is another one."""
 
 
-@rule(version=2, output=Dataset, pins=("pyarrow",), preload=("pyarrow", "xxhash"), cpus="all")
+@rule(version=2, output=Dataset, pins=("pyarrow",), preload=PRELOAD, cpus="all")
 def transform(ctx: Context, inputs: TransformInputs, params: TransformParams) -> None:
     """Change the rows of a dataset by a Python function."""
     form = params.form or form_of(inputs.dataset)

@@ -34,6 +34,7 @@ from ftbuild.api import (
     rule,
 )
 from ftbuild_rules.data._arrow import (
+    PRELOAD,
     shard_name,
     shard_paths,
     write_index,
@@ -180,7 +181,7 @@ def _set_names(params: TokensParams, names: Iterable[str]) -> list[str]:
     version=3,
     output=Tokens,
     pins=("jinja2", "pyarrow", "tokenizers", "transformers"),
-    preload=("pyarrow", "tokenizers", "jinja2.ext", "jinja2.sandbox"),
+    preload=(*PRELOAD, "tokenizers", "jinja2.ext", "jinja2.sandbox"),
     check=check,
     cpus="all",
 )
