@@ -130,7 +130,7 @@ def prepare(bench: Bench, args: argparse.Namespace) -> None:
     for rows in args.memory_rows:
         written(bench.work / f"short-{rows}.jsonl", short_lines(rows))
     for turns in (10, 50, 200):
-        rows = args.rows // 10 // turns
+        rows = args.rows // turns
         written(bench.work / f"turns-{turns}.jsonl", long_lines(rows, turns))
     shutil.rmtree(bench.work / "store", ignore_errors=True)
     bench.make("model")
