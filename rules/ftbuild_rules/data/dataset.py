@@ -27,6 +27,7 @@ from ftbuild.api import (
 )
 from ftbuild_rules.data._arrow import PRELOAD, dataset_schema, shard_name
 from ftbuild_rules.data._chunks import assemble, write_segments
+from ftbuild_rules.data._other_tools import DATASET_NAMES, DATASET_REMEDIES
 from ftbuild_rules.data._pieces import SourcePiece, file_of, hashed, pieces_of, with_names
 from ftbuild_rules.data._plain_text import SampleBy
 from ftbuild_rules.data._problems import (
@@ -61,6 +62,9 @@ class DatasetInputs(Inputs):
 
 class DatasetParams(Params):
     """How the rows are written."""
+
+    other_names = DATASET_NAMES
+    elsewhere = DATASET_REMEDIES
 
     format: Literal[
         "openai",
