@@ -160,15 +160,19 @@ class Context(Protocol):
         """Record figures about the output (rows, steps, losses) in its provenance."""
 
     def fragments(
-        self, function: Callable[[Piece, Path], Any], pieces: Iterable[Piece], *, of: str
+        self,
+        function: Callable[[Piece, Path], Any],
+        pieces: Iterable[Piece],
+        *,
+        of: str | tuple[str, ...],
     ) -> list[Fragment]:
         """Run `function(piece, out)` for each piece that no earlier build has done.
 
         The key of a fragment is the action's own key document in which the digest of the
-        input `of` gives way to the piece's identity and the function's name: whatever else
-        matters to the action is in it by construction. So `function` may read the piece's
-        payload and any other input, never the rest of `of`. Pieces run in parallel, in
-        processes forked from this one; each is kept as soon as it is done.
+        input `of`, or of each of several, gives way to the piece's identity and the function's
+        name: whatever else matters to the action is in it by construction. So `function` may
+        read the piece's payload and any other input, never the rest of `of`. Pieces run in
+        parallel, in processes forked from this one; each is kept as soon as it is done.
         """
 
     def once(self, function: Callable[[Path], Any], name: str, *, of: str) -> Path:

@@ -283,6 +283,8 @@ class _Run:
             self.result = event["done"]
         elif "failed" in event:
             self.problems = problems_from(self.secrets.value(event["failed"]))
+        elif "verified" in event:
+            self.runner.store.learn(event["verified"])
         elif "published" in event:
             self.published.append(event["published"])
         elif "warning" in event:

@@ -50,6 +50,7 @@ ON_REQUEST = {
     ("ftbuild.sources.hub", "huggingface_hub"),
     ("ftbuild.sources.sql", "sqlalchemy"),
     ("ftbuild.sources.bucket", "fsspec"),
+    ("ftbuild.sources.bucket", "obstore"),
     ("ftbuild.remote.bucket", "obstore"),
     ("ftbuild.signing", "cryptography"),
 }
