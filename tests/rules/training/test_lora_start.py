@@ -254,6 +254,33 @@ def test_loftq_belongs_to_the_quantized_model_for_good(
         )
 
 
+@pytest.mark.parametrize(("rule", "data"), [(reward_model, PAIRS), (prm, STEPS)])
+def test_judge_begins_by_loftq_too(
+    tmp_path: Path, model: Artifact, rule: Any, data: dict[str, Any]
+) -> None:
+    made = make_tokens(tmp_path / "tokens", **data)
+    inputs = {
+        "model": quantized(model, tmp_path, "nf4"),
+        "quantized_from": model,
+        "data": artifact(Tokens, made),
+    }
+    a, b = pair_of(started(tmp_path, inputs, "loftq", rule=rule))
+    assert (b @ a).norm() > 0.01
+
+
+def test_preferences_continue_what_began_by_loftq(
+    tmp_path: Path, model: Artifact, tokens: Artifact
+) -> None:
+    """Its reference is the adapter as it was, so all rewards begin at zero."""
+    base = quantized(model, tmp_path, "nf4")
+    adapter = started(tmp_path, {"model": base, "quantized_from": model, "data": tokens}, "loftq")
+    pairs = artifact(Tokens, make_tokens(tmp_path / "pairs", preference_rows()))
+    ctx = context(tmp_path)
+    inputs = {"model": base, "adapter": adapter, "data": pairs}
+    run_rule(dpo, inputs, {"max_steps": 2, "learning_rate": 1e-2}, tmp_path, ctx=ctx)
+    assert abs(ctx.steps[0][2]["rewards/margins"]) < 1e-5
+
+
 def test_model_that_it_was_not_quantized_from_is_refused(
     tmp_path: Path, model: Artifact, tokens: Artifact
 ) -> None:
