@@ -63,6 +63,8 @@ class RuleFacts:
     files: tuple[str, ...]
     """Files whose bytes `source` depends on, named likewise; none where there is a version."""
     is_reproducible: bool
+    toolchain: tuple[str, ...] = ()
+    """What it needs in a Python environment of its own."""
 
 
 def pins_of(target: Target, facts: RuleFacts) -> tuple[str, ...]:

@@ -83,6 +83,7 @@ class Registry:
             file=self._relative(path),
             files=files,
             is_reproducible=rule.is_reproducible,
+            toolchain=tuple(rule.toolchain),
         )
 
     def viewer(self, kind: str) -> str | None:

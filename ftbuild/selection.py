@@ -92,7 +92,7 @@ def _identity(target: Target, graph: Graph, resolver: Resolver, lock: lockfile.L
         sources = target.sources
     edges = [(e.field, e.place, e.label, e.part) for e in target.edges]
     libraries = {name: lock.libraries.get(name) for name in pins_of(target, facts)}
-    rule = (facts.name, facts.version, facts.source)
+    rule = (facts.name, facts.version, facts.source, lock.toolchains.get(facts.name))
     return rule, target.params, edges, sources, target.variables, libraries
 
 

@@ -30,6 +30,7 @@ root spans declaration settings tomlfile packages overlay matrix manifest
 nodes rulesource rulefile registry
 lookup suggestions mistakes queries localfiles attributes graph joining schema
 keys lockfile usersettings
+toolchain
 sources.*
 action history plan locking
 events slots
@@ -49,6 +50,7 @@ ON_REQUEST = {
     ("ftbuild.sources.hub", "huggingface_hub"),
     ("ftbuild.sources.sql", "sqlalchemy"),
     ("ftbuild.sources.bucket", "fsspec"),
+    ("ftbuild.sources.bucket", "obstore"),
     ("ftbuild.remote.bucket", "obstore"),
     ("ftbuild.signing", "cryptography"),
 }

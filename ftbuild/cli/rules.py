@@ -64,6 +64,7 @@ def _as_json(rule: "Rule") -> dict[str, Any]:
         "help": flat(rule.help),
         "version": rule.version,
         "pins": libraries(rule) if callable(rule.pins) else list(rule.pins),
+        "toolchain": list(rule.toolchain),
         "attributes": attributes(rule),
     }
 
@@ -178,6 +179,9 @@ def _one(rule: "Rule") -> Iterator[Line]:
     if rule.pins:
         yield plain("")
         yield plain(f"key parts: the locked versions of {libraries(rule)}")
+    if rule.toolchain:
+        yield plain("")
+        yield plain(f"runs in an environment of its own, with {', '.join(rule.toolchain)}")
 
 
 def libraries(rule: "Rule") -> str:

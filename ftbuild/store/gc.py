@@ -50,7 +50,7 @@ class Collected:
     trees: int
     blobs: int
     others: int
-    """Old scratch folders, quarantined objects, temporary files."""
+    """Old scratch folders and toolchains, quarantined objects, temporary files."""
     freed_bytes: int
     kept_records: int
     kept_bytes: int
@@ -196,7 +196,9 @@ def _trees(layout: Layout, now: float) -> Iterator[_Thing]:
 
 
 def _others(layout: Layout, now: float, own: str | None) -> Iterator[_Thing]:
-    for folder in ("scratch", "quarantine", "tmp"):
+    for folder in ("scratch", "quarantine", "tmp", "toolchains"):
+        if not os.path.isdir(layout.folder(folder)):  # `toolchains` is made when one is
+            continue
         with os.scandir(layout.folder(folder)) as found:
             entries = [entry for entry in found if entry.name != own]
         for entry in entries:

@@ -112,6 +112,15 @@ def test_large_piece_lies_on_the_disk_once(pieces: Space) -> None:
     assert file.stat().st_nlink == 3  # the blob, the tree of the fragment, the artifact
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_pieces_that_lie_untouched_are_not_hashed_again(pieces: Space, jobs: int) -> None:
+    pieces.make(jobs=jobs)
+    with pieces.open() as project:
+        found = [r for r in project.store.records() if "fragment" in r.document]
+        assert len(found) == 8
+        assert all(project.store.is_intact(record.tree) for record in found)
+
+
 def test_piece_of_an_unknown_input_is_an_error_of_the_rule(pieces: Space) -> None:
     pieces.edit("rules/toys.py", 'work, of="source"', 'work, of="sources"')
     pieces.build()

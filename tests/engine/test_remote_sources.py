@@ -15,6 +15,7 @@ from ftbuild.digest import hash_bytes
 from ftbuild.errors import FtbuildError
 from ftbuild.events import Finished
 from ftbuild.sources import web
+from remote_kit import s3
 
 COPY = '[command.copy]\nrun = "cat $data > $out/data"\nsrcs = { data = "%s" }\n'
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
@@ -252,4 +253,97 @@ def test_bucket_address_of_nothing_is_an_error(space: Space) -> None:
     with pytest.raises(FtbuildError) as caught:
         space.build()
     assert caught.value.problems[0].code == "E0461"
-    assert "why: the pattern matches no file" in caught.value.render()
+    assert "why: nothing is there: the pattern matches no file" in caught.value.render()
+
+
+S3_ROWS = {"team/rows/b.jsonl": b"b\n", "team/rows/a.jsonl": b"a\n" * 800_000}
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A real S3 server with two files, reached by the environment."""
+    with s3() as environment:
+        put_in_s3(monkeypatch, environment)
+        yield
+
+
+def put_in_s3(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    import obstore
+    from obstore.store import from_url
+
+    store = from_url("s3://team", client_options={"allow_http": True})
+    for path, content in S3_ROWS.items():
+        obstore.put(store, path.removeprefix("team/"), content, use_multipart=False)
+
+
+def failure_of(space: Space, address: str) -> str:
+    space.manifest(COPY % address)
+    with pytest.raises(FtbuildError) as caught:
+        space.build()
+    found = caught.value.render()
+    assert "a-canary-secret" not in found
+    return found
+
+
+@pytest.mark.usefixtures("bucket")
+def test_files_of_s3_are_pinned_until_asked_for_anew(
+    space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space.manifest(
+        '[command.copy]\nrun = "cat $data/* > $out/data"\n'
+        'srcs = { data = "s3://team/rows/*.jsonl" }\n'
+    )
+    assert space.make() == ["copy"]
+    assert copied(space) == b"a\n" * 800_000 + b"b\n"
+    lock = (space.root / "FTBUILD.lock").read_text()
+    assert (
+        f'path = "00001.jsonl"\nsize = 2\nsha256 = "{hash_bytes(b"b" + chr(10).encode())}"' in lock
+    )
+    monkeypatch.setitem(S3_ROWS, "team/rows/b.jsonl", b"B\n")
+    put_in_s3(monkeypatch, {})
+    assert space.make() == []
+    with space.open() as project:
+        project.lock(upgrade=("s3://team/rows/*.jsonl",))
+    assert space.make() == ["copy"]
+    assert copied(space).endswith(b"a\nB\n")
+
+
+@pytest.mark.usefixtures("bucket")
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("s3://team/rows/c.jsonl", "nothing is there: rows/c.jsonl"),
+        ("s3://team/rows/*.csv", "nothing is there: the pattern matches no file"),
+        (
+            "s3://absent/rows.jsonl",
+            "the server says NoSuchBucket: The specified bucket does not exist",
+        ),
+        (
+            "s3://absent/*.jsonl",
+            "the server says NoSuchBucket: The specified bucket does not exist",
+        ),
+    ],
+)
+def test_what_s3_has_not_is_an_error(space: Space, address: str, why: str) -> None:
+    assert failure_of(space, address) == (
+        f"error[E0461]: `{address}` cannot be had\n"
+        f"  why: {why}\n"
+        "  fix: check the address and your credentials"
+    )
+
+
+def test_s3_that_refuses_the_credentials_is_an_error(
+    space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3(open_calls=1 + len(S3_ROWS)) as environment:
+        put_in_s3(monkeypatch, environment)
+        found = failure_of(space, "s3://team/rows/a.jsonl")
+    assert found.startswith("error[E0461]: `s3://team/rows/a.jsonl` cannot be had\n")
+    assert "  fix: give credentials that may read it, for S3 in AWS_ACCESS_KEY_ID and" in found
+
+
+def test_address_of_a_library_that_is_missing_names_it(space: Space) -> None:
+    found = failure_of(space, "oci://bucket/rows.jsonl")
+    assert "fix: pip install 'ftbuild[remote,fsspec]', or fsspec and its library for" in found

@@ -4,6 +4,7 @@ from typing import Any
 
 from ftbuild_rules.training._checkpoints import Checkpoints
 from ftbuild_rules.training._lora import lora_config
+from ftbuild_rules.training._optimizer import optimizer_arguments
 from ftbuild_rules.training._run import Run
 from ftbuild_rules.training._sharding import strategy_arguments
 
@@ -35,7 +36,7 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "warmup_steps": params.warmup,
         "weight_decay": params.weight_decay,
         "max_grad_norm": params.max_grad_norm,
-        "optim": params.optimizer,
+        **optimizer_arguments(params.optimizer, params.optimizer_settings),
         "bf16": params.dtype == "bfloat16",
         "fp16": params.dtype == "float16",
         "use_liger_kernel": params.liger,

@@ -18,6 +18,7 @@ from ftbuild.api import (
 from ftbuild_rules.quantization._pins import LIBRARY, is_quantized
 from ftbuild_rules.training._launch import Launch, check_launch, check_whole
 from ftbuild_rules.training._lora import Lora
+from ftbuild_rules.training._optimizer import check_optimizer
 from ftbuild_rules.training._other_tools import TRAINING_NAMES, TRAINING_REMEDIES
 
 _PINS = ("torch", "transformers", "peft", "trl", "accelerate")
@@ -95,6 +96,11 @@ class TrainingParams(Params):
     ] = "adamw_torch_fused"
     """As Transformers names it. Those of 8 bits hold their state in an eighth of the memory, the
     paged ones outside the GPU when it is full, for which there must be one."""
+    optimizer_settings: dict[str, int | float] = Field(default_factory=dict)
+    """What shapes the optimizer: `beta1`, `beta2` and `eps` of AdamW and AdEMAMix, which also has
+    `beta3`, `alpha`, `t_alpha` and `t_beta3`; `beta1` and `beta2` of Lion; `momentum` and
+    `dampening` of `sgd`; `momentum`, `alpha` and `eps` of `rmsprop`; `lr_decay` and `eps` of
+    `adagrad`. Without it they are what Transformers has for them."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """The type to compute in. What is trained is kept in float32; with the others the frozen
     weights are held in that type and the rest is mixed precision. `float16` needs a GPU."""
@@ -200,6 +206,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: Any) -> None:
             "max_steps", "`epochs` and `max_steps` exclude each other", "remove one of the two"
         )
     _check_schedule(params)
+    check_optimizer(params.optimizer, params.optimizer_settings)
     for name in ("evaluate_every", "keep", "early_stopping"):
         if name in params.model_dump(exclude_defaults=True) and "eval_data" not in kinds:
             raise AttributeProblem(
