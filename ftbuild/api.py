@@ -17,18 +17,15 @@ from ftbuild.kinds import (
     RewardModel,
     Tokens,
 )
+from ftbuild.outside import Function, Source, SourceFile, Variable
 from ftbuild.rule import (
     AttributeProblem,
     Command,
     Context,
     Fragment,
-    Function,
     Inputs,
     Params,
     Piece,
-    Source,
-    SourceFile,
-    Variable,
     rule,
 )
 from ftbuild.view import View

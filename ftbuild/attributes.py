@@ -97,12 +97,13 @@ def check(declaration: Declaration, rule: "Rule") -> Checked:
 def _unknown(checked: Checked, rule: "Rule", name: str) -> str | None:
     """Note an attribute that the rule does not have; return the one that was likely meant."""
     known = [*rule.input_fields, *rule.params.model_fields, *ENGINE_ATTRIBUTES]
-    fix = rule.params.elsewhere.get(name) or did_you_mean(
+    value = checked.declaration.attributes[name]
+    fix = mistakes.known_remedy(rule.params, name, value) or did_you_mean(
         name, known, f"`ftbuild rules {rule.name}` lists all"
     )
     what = f"rule `{rule.name}` has no attribute `{shown(name)}`"
     checked.wrong("E0204", what, (name,), of_key=True, fix=fix)
-    return nearest(name, known)
+    return rule.params.other_names.get(name) or nearest(name, known)
 
 
 def _params(

@@ -17,7 +17,7 @@ from ftbuild.wording import as_toml, did_you_mean, dotted, kind_of_value, shown
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-    from ftbuild.rule import Rule
+    from ftbuild.rule import Params, Rule
 
 _FORMS = {
     "int_type": "a whole number",
@@ -96,8 +96,21 @@ def _too_many(error: "ErrorDetails", values: Mapping[str, Any], rule: "Rule") ->
     *_, name = path = _real_path(error["loc"], values)
     what = f"`{dotted(path[:-1])}` has no attribute `{shown(str(name))}`"
     lists = f"`ftbuild rules {rule.name}` lists all"
-    known = _fields_at(rule.params, path[:-1])
-    return Mistake("E0204", what, path, True, did_you_mean(str(name), known, lists) or lists)
+    model = _model_at(rule.params, path[:-1])
+    fix = known_remedy(model, str(name), _at(values, path))
+    if fix is None:
+        known = [] if model is None else model.model_fields
+        fix = did_you_mean(str(name), known, lists) or lists
+    return Mistake("E0204", what, path, True, fix)
+
+
+def known_remedy(model: "type[Params] | None", name: str, value: Any) -> str | None:
+    """Return what to write instead of an attribute that another tool has, if that is known."""
+    ours = getattr(model, "other_names", {}).get(name)
+    if ours is not None:
+        return f"here it is `{ours} = {as_toml(value)}`"
+    remedy: str | None = getattr(model, "elsewhere", {}).get(name)
+    return remedy
 
 
 def _real_path(loc: Sequence[str | int], values: Any) -> KeyPath:
@@ -172,12 +185,13 @@ def _meant(value: Any, group: Sequence["ErrorDetails"]) -> str | None:
     return did_you_mean(value, options) if isinstance(value, str) else None
 
 
-def _fields_at(model: Any, path: KeyPath) -> list[str]:
-    """Return the fields of the params class that the value at `path` is made of."""
+def _model_at(model: Any, path: KeyPath) -> "type[Params] | None":
+    """Return the params class that the value at `path` is made of, if it is made of one."""
     for step in path:
         found = model.model_fields.get(step) if hasattr(model, "model_fields") else None
         if found is None:
-            return []
+            return None
         inner = [found.annotation, *typing.get_args(found.annotation)]
         model = next((kind for kind in inner if hasattr(kind, "model_fields")), None)
-    return list(model.model_fields) if model is not None else []
+    of_a_rule: type[Params] | None = model
+    return of_a_rule

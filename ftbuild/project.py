@@ -14,21 +14,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from ftbuild import events, fastpath, lockfile, locking, outputs, signing, usersettings, workspace
+from ftbuild import artifacts, events, fastpath, lockfile, outputs, stores, usersettings, workspace
 from ftbuild.action import Describer
-from ftbuild.digest import Digest
-from ftbuild.errors import DifferenceError, UsageError
-from ftbuild.graph import Graph, Target
-from ftbuild.history import Built, History, log_of_failure, workspace_folder
+from ftbuild.errors import UsageError
+from ftbuild.graph import Graph
+from ftbuild.history import History, workspace_folder
 from ftbuild.lockfile import Lock
 from ftbuild.plan import Plan, Planner, State, Verdict
 from ftbuild.sources.resolver import Resolver
-from ftbuild.store.actions import Record
-from ftbuild.store.blobs import MissingBlob
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
-from ftbuild.store.trees import Entry, Tree
-from ftbuild.store.trust import Trust
 
 if TYPE_CHECKING:
     from ftbuild.build import BuildResult
@@ -43,9 +38,6 @@ if TYPE_CHECKING:
     from ftbuild.view import View
 
     Begin = Callable[[Transfer], None]
-
-PREVIOUS = "@previous"
-"""`diff helper helper@previous`: what a target was before its last build."""
 
 
 @dataclass(frozen=True)
@@ -159,29 +151,7 @@ class Project:
     @cached_property
     def store(self) -> Store:
         """The store of this workspace."""
-        store = Store(self._store_root(), self.statcache, self._trust())
-        store.register(self.folder)
-        return store
-
-    def _trust(self) -> Trust:
-        trusted = frozenset(self.setting("cache", "trusted_keys") or ())
-        required = self.setting("cache", "require_signed")
-        is_required = bool(trusted) if required is None else bool(required)
-        signer = signing.find()
-        if is_required and signer is None:
-            # Else what is built here would not be believed here. Nobody else believes it.
-            signer = signing.read_or_make(self.folder / "key")
-        return Trust(self.workspace.name, trusted, is_required, signer)
-
-    def _store_root(self) -> Path:
-        named = os.environ.get("FTBUILD_CACHE")
-        if named:
-            return Path(named).expanduser()
-        inside = self.workspace.cache.get("dir")
-        if inside:
-            return self.root / Path(inside).expanduser()
-        own = self.user.cache.get("dir")
-        return Path(own).expanduser() if own else usersettings.default_store()
+        return stores.open_store(self)
 
     def supply(self, tell: "Tell") -> "Supply | None":
         """Return what reaches beyond the store; None if nothing is named, or `--offline` is.
@@ -191,30 +161,9 @@ class Project:
         Raises:
             UsageError: E0570, an address is of no known form; E0571, a library is missing.
         """
-        texts = [] if self.options.offline else self._remotes()
-        if not texts:
-            return None
-        from ftbuild.remote import trust
-        from ftbuild.remote.opening import open_supply
-
         self.close_supply()
-        reason = trust.why_read_only(os.environ, self.setting("cache", "remote_write"))
-        self._supply = open_supply(
-            self.store,
-            texts,
-            root=self.root,
-            can_write=reason is None,
-            tell=tell,
-            accept=self.store.trust.objection,
-        )
+        self._supply = stores.open_supply(self, tell)
         return self._supply
-
-    def _remotes(self) -> list[str]:
-        named = os.environ.get("FTBUILD_REMOTE")
-        if named is not None:
-            return named.split()
-        given = self.setting("cache", "remote") or []
-        return [given] if isinstance(given, str) else list(given)
 
     def close_supply(self) -> None:
         """Let go of remote stores."""
@@ -242,7 +191,8 @@ class Project:
         """FTBUILD.lock, with what this command added to it."""
         return lockfile.read(self.root)
 
-    def _describer(self, graph: Graph | None = None) -> Describer:
+    def describer(self, graph: Graph | None = None) -> Describer:
+        """Return what makes actions of the targets of a graph, by default this workspace's."""
         resolver = Resolver(
             self.root,
             self.store,
@@ -252,10 +202,6 @@ class Project:
             is_offline=self.options.offline,
         )
         return Describer(graph or self.graph, resolver, self.store, self.locked, os.environ)
-
-    def describer(self) -> Describer:
-        """Return what makes actions of this workspace's targets."""
-        return self._describer()
 
     def plan(self, names: Sequence[str] = ()) -> Plan:
         """Return where each of the targets `names` and of those they need stands, and why."""
@@ -291,12 +237,13 @@ class Project:
             FtbuildError: the manifest, a source or the machine is not as it must be.
         """
         # Threads, subprocesses and sockets: a plan needs none of them.
+        from ftbuild import lockupdate
         from ftbuild.build import Build
 
         wanted = self.resolve(names)
         forced = frozenset(self.resolve(force)) if force else frozenset()
-        self._complete_lock(self.graph.closure(wanted))
-        build = Build(self, self._describer(), on_event, keep_going=keep_going, force=forced)
+        lockupdate.complete(self, self.graph.closure(wanted))
+        build = Build(self, self.describer(), on_event, keep_going=keep_going, force=forced)
         result = build.run(wanted)
         if not result.failed:
             build.remember(names, wanted)
@@ -310,7 +257,7 @@ class Project:
             MachineError: E0573, E0574, nothing may or can be sent.
         """
         wanted = self.resolve(names)
-        plan = self.planner(self._describer()).make(wanted)
+        plan = self.planner(self.describer()).make(wanted)
         moving = self._transfer(tell, begin)
         moving.push(plan)
         return moving
@@ -326,7 +273,7 @@ class Project:
         """
         wanted = self.resolve(names)
         moving = self._transfer(tell, begin)
-        planner = self.planner(self._describer())
+        planner = self.planner(self.describer())
         planner.supply = moving.supply
         moving.pull(planner.make(wanted), None if everything else wanted)
         return moving
@@ -346,7 +293,7 @@ class Project:
         return Planner(self.graph, describer, self.store, self.history)
 
     def _planner_with_supply(self) -> Planner:
-        planner = self.planner(self._describer())
+        planner = self.planner(self.describer())
         planner.supply = self.supply(self.warnings.append)
         return planner
 
@@ -355,30 +302,6 @@ class Project:
         self.history.save()
         with suppress(OSError):  # only costs the next build some hashing
             self.statcache.save()
-
-    def _complete_lock(self, closure: Sequence[Target]) -> None:
-        """Add to the lock what `closure` needs and it does not hold yet; write it if it changed."""
-        if self.options.frozen:
-            if not (self.root / lockfile.NAME).exists():
-                raise DifferenceError(
-                    f"there is no `{lockfile.NAME}`, and `--frozen` takes nothing that is not "
-                    "locked",
-                    code="E0504",
-                    fix="run `ftbuild lock` and commit the file",
-                )
-            return
-        new = locking.completed(self.locked, closure, self._describer())
-        if new == self.locked:
-            return
-        if self.options.locked:
-            raise DifferenceError(
-                f"`{lockfile.NAME}` is not complete, and `--locked` forbids to change it",
-                code="E0502",
-                why="; ".join(lockfile.differences(self.locked, new)),
-                fix="run `ftbuild lock` and commit the file",
-            )
-        lockfile.write(self.root, new)
-        self.locked = new
 
     def check(self) -> Graph:
         """Read every package, check everything, build nothing.
@@ -389,113 +312,25 @@ class Project:
         self.workspace = self._load(everything=True)
         return self.graph
 
-    def _built(self, name: str) -> tuple[Target, Built]:
-        label = self._one(name)
-        built = self.history.built.get(label)
-        if built is None:
-            raise UsageError(
-                f"`{label}` has not been built here", code="E0010", fix=f"ftbuild make {label}"
-            )
-        return self.graph.targets[label], built
-
-    def _one(self, name: str) -> str:
-        found = self.resolve([name])
-        if len(found) != 1:
-            raise UsageError(
-                f"`{name}` is a family of {len(found)} targets",
-                code="E0011",
-                fix="name one of them: " + ", ".join(found[:5]),
-            )
-        return found[0]
-
-    def _record(self, built: Built, label: str) -> Record:
-        record = self.store.find(built.key)
-        if record is None:
-            raise UsageError(
-                f"the result of `{label}` is no longer in the store",
-                code="E0012",
-                fix=f"ftbuild make {label}",
-            )
-        return record
-
     def path(self, name: str) -> Path:
         """Return the directory of the artifact of a target that is built.
 
         Raises:
             UsageError: it is not built, or no longer in the store.
         """
-        target, built = self._built(name)
-        return self.store.lay_out(self._record(built, target.label).tree)
+        return artifacts.path(self, name)
 
     def log(self, name: str) -> str:
         """Return what the last run of a target wrote: of a failed one where it failed since."""
-        label = self._one(name)
-        failed = log_of_failure(self.folder / "log", label)
-        built = self.history.built.get(label)
-        if failed.is_file():
-            return failed.read_text(encoding="utf-8", errors="replace")
-        if built is None:
-            raise UsageError(
-                f"`{label}` has not been built here", code="E0010", fix=f"ftbuild make {label}"
-            )
-        digest = self._record(built, label).provenance.get("log")
-        if digest is None or not self.store.has_blob(digest):
-            return ""
-        return self.store.blob_path(digest).read_text(encoding="utf-8", errors="replace")
+        return artifacts.log(self, name)
 
     def inspect(self, name: str, row: int | None = None) -> "View":
         """Return an artifact, or one row of it, as a person wants it."""
-        from ftbuild import viewing
-
-        target, built = self._built(name)
-        record = self._record(built, target.label)
-        shown = viewing.Shown(
-            target.kind, self.store.lay_out(record.tree), record.tree.digest, target.label
-        )
-        return viewing.call(self._viewer_of(target.kind), "inspect", [shown], [row])
+        return artifacts.inspect(self, name, row)
 
     def diff(self, a: str, b: str) -> "View":
         """Return how two artifacts differ: two targets, or TARGET and TARGET@previous."""
-        from ftbuild import viewing
-
-        one, other = self._shown(a), self._shown(b)
-        if one.kind != other.kind:
-            raise UsageError(
-                f"`{a}` is a {one.kind} and `{b}` a {other.kind}",
-                code="E0013",
-                fix="compare two artifacts of one kind",
-            )
-        return viewing.call(self._viewer_of(one.kind), "diff", [one, other], [])
-
-    def _shown(self, name: str) -> Any:
-        from ftbuild import viewing
-
-        plain, _, _ = name.partition(PREVIOUS)
-        target, built = self._built(plain)
-        if name.endswith(PREVIOUS):
-            before = self.history.previous.get(target.label)
-            if before is None:
-                raise UsageError(
-                    f"`{target.label}` has no previous build with another output here",
-                    code="E0014",
-                    fix="compare two targets, or build it again after a change",
-                )
-            built = before
-        record = self._record(built, target.label)
-        path = self.store.lay_out(record.tree)
-        return viewing.Shown(target.kind, path, record.tree.digest, name)
-
-    def _viewer_of(self, kind: str) -> str:
-        from ftbuild.registry import Registry
-
-        found = Registry(self.root, self.workspace.project_rules).viewer(kind)
-        if found is None:
-            raise UsageError(
-                f"there is no viewer for a {kind}",
-                code="E0015",
-                fix="`ftbuild path` prints where its files are",
-            )
-        return found.partition(":")[0]
+        return artifacts.diff(self, a, b)
 
     def clean(self, names: Sequence[str] = (), *, everything: bool = False) -> list[str]:
         """Remove links of `ftbuild-out`; the store keeps the artifacts. Returns the labels."""
@@ -533,31 +368,9 @@ class Project:
         Raises:
             UsageError: E0503, the lock holds nothing of a name in `upgrade`.
         """
-        before = self.locked
-        graphs = [self.check(), *self._profiles()]
-        new = lockfile.Lock() if upgrade_all else locking.without(before, upgrade, graphs[0])
-        for graph in graphs:
-            self.locked = new
-            new = locking.completed(new, list(graph.targets.values()), self._describer(graph))
-        if upgrade_all:  # what is not installed here cannot be looked up: it stays as it was
-            new = new.with_libraries(
-                {n: v for n, v in before.libraries.items() if n not in new.libraries}
-            )
-        new = locking.trimmed(new, graphs)
-        self.locked = before if check else new
-        lines = lockfile.differences(before, new)
-        if lines and not check:
-            lockfile.write(self.root, new)
-        return lines
+        from ftbuild import lockupdate
 
-    def _profiles(self) -> list[Graph]:
-        """Return the graph of the workspace under each of its profiles."""
-        from ftbuild import manifest
-
-        return [
-            workspace.load(self.root, profile=name, overrides=(), everything=True).graph
-            for name in manifest.profiles(self.root)
-        ]
+        return lockupdate.update(self, upgrade, upgrade_all=upgrade_all, check=check)
 
     def choose(
         self,
@@ -574,7 +387,6 @@ class Project:
             UsageError: E0016, `since` is no commit; E0017, of a sample nothing is built.
         """
         from ftbuild import selection
-        from ftbuild.verification import Limits, Verifier
 
         if everything:
             self.check()
@@ -582,16 +394,7 @@ class Project:
         labels = wanted if only else [t.label for t in self.graph.closure(wanted)]
         if since is not None:
             labels = selection.changed_since(self, since, labels)
-        if sample is not None and labels:
-            keys = Verifier(self, Limits(), events.ignore).keys(labels)
-            if not keys:
-                raise UsageError(
-                    "none of these targets is built, so there is nothing to verify",
-                    code="E0017",
-                    fix="`ftbuild make` builds them, `ftbuild pull` brings them",
-                )
-            labels = selection.sample(keys, sample)
-        return labels
+        return labels if sample is None else selection.sample_of_built(self, labels, sample)
 
     def verify(
         self,
@@ -608,25 +411,9 @@ class Project:
 
     def check_store(self) -> "Checked":
         """Hash every object of the store; damaged ones are moved away, and mended if possible."""
-        supply = self.supply(self.warnings.append)
-        if supply is None:
-            return self.store.check()
-        owners: dict[Digest, tuple[Record, Entry]] = {}
+        from ftbuild import transfer
 
-        def fetch(digest: Digest) -> bool:
-            if not owners:
-                owners.update(
-                    (e.digest, (r, e)) for r in self.store.records() for e in r.tree.entries
-                )
-            if digest not in owners:
-                return False
-            record, entry = owners[digest]
-            with suppress(MissingBlob):
-                supply.fetch(record, Tree((entry,)))
-                return True
-            return False
-
-        return self.store.check(fetch)
+        return transfer.check_store(self.store, self.supply(self.warnings.append))
 
     def lineage(self, name: str) -> "list[Step]":
         """Return all steps from the sources to the artifact of `name`, which comes last.
@@ -636,8 +423,8 @@ class Project:
         """
         from ftbuild import lineage
 
-        target, built = self._built(name)
-        return lineage.lineage(self, target.label, self._record(built, target.label))
+        target, record = artifacts.find(self, name)
+        return lineage.lineage(self, target.label, record)
 
     def doctor(self) -> "list[Finding]":
         """Return what is and is not as ftbuild needs it on this machine."""

@@ -1,15 +1,12 @@
 """One action, from its document to a record in the store; called in a slot's thread."""
 
-import errno
 import json
 import os
-import shutil
-import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from ftbuild import __version__
 from ftbuild.action import Action, Output
+from ftbuild.desk import Desk
 from ftbuild.digest import Digest, canonical_json
-from ftbuild.errors import ActionError, MachineError, Problem, problems_from
+from ftbuild.errors import ActionError, Problem, problems_from
+from ftbuild.failures import Failed, died, failed
 from ftbuild.graph import Edge, RuleFacts
 from ftbuild.history import log_of_failure
 from ftbuild.kinds import KINDS_BY_NAME, missing_files
@@ -28,7 +27,6 @@ from ftbuild.registry import load_rule
 from ftbuild.rows import MAX_BYTES
 from ftbuild.sandbox import NETWORK_TAG, Sandbox, View
 from ftbuild.sources.resolver import Resolved, Resolver
-from ftbuild.store import disk
 from ftbuild.store.actions import Record
 from ftbuild.store.store import Store
 from ftbuild.store.trees import Tree
@@ -43,7 +41,6 @@ Ready = Mapping[tuple[str, str | None], tuple[Output, Tree, Path]]
 
 _HOST = socket.gethostname()
 _PYTHON = ".".join(map(str, sys.version_info[:3]))
-_TAIL_LINES = 15
 _IN_SANDBOX = "it ran in a sandbox, which shows it its declared inputs alone, and no network"
 _LARGE_BYTES = 64 << 10
 """Smaller input files are copied rather than linked into an output; see Context.link."""
@@ -67,21 +64,6 @@ class Done:
     record: Record
     fragments: tuple[int, int] | None
     warnings: tuple[str, ...]
-
-
-class Failed(ActionError):
-    """An action failed; carries the last lines of its log."""
-
-    def __init__(self, problems: Sequence[Problem], log_tail: Sequence[str]) -> None:
-        super().__init__(problems[0].what)
-        self.problems = tuple(problems)
-        self.log_tail = tuple(log_tail)
-
-
-class NoRoom(Failed):
-    """An action failed because the disk of the store is full."""
-
-    exit_code = MachineError.exit_code
 
 
 @dataclass(frozen=True)
@@ -141,37 +123,6 @@ class Runner:
         return self._rules[facts.name]
 
 
-class Desk:
-    """The private folders in which one thread's actions run, one after another.
-
-    They are made once and left empty after each action: thousands of tiny actions would pay
-    more for folders than for their work.
-    """
-
-    def __init__(self, place: Path) -> None:
-        self.work = f"{place}/work"
-        """Where an action runs: an empty folder."""
-        self.log = f"{place}/log"
-        self.sources = f"{place}/sources"
-        self.document = f"{place}/action.json"
-        os.mkdir(self.work)
-
-    def clear(self) -> None:
-        """Remove what an action left."""
-        if not _is_empty(self.work):
-            disk.remove(self.work)
-            os.mkdir(self.work)
-        if os.path.isdir(self.sources):
-            disk.remove(self.sources)
-
-
-def _is_empty(folder: str) -> bool:
-    try:
-        return not os.listdir(folder)
-    except OSError:  # an action may take its own folder away, or the right to look into it
-        return False
-
-
 class _Run:
     def __init__(
         self,
@@ -206,7 +157,8 @@ class _Run:
                 self.secrets.file(self.desk.log)
             self._sign_fragments()
         if end.status != 0 or self.problems:
-            raise self._failure(end)
+            problems = self.problems or (died(self.action.target.label, end),)
+            raise self._failure(problems)
         self._check_sources()
         tree = self._ingest()
         log_digest = None if is_silent else self.runner.store.put_file(Path(self.desk.log))
@@ -417,21 +369,12 @@ class _Run:
                     kept.append(self.runner.store.put_file(Path(where)))
         return kept
 
-    def _failure(self, end: Exit) -> Failed:
-        label = self.action.target.label
-        kept = log_of_failure(self.runner.logs, label)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.desk.log, kept)
-        problems = self.problems or (_died(label, end),)
-        if self.runner.sandbox is not None:
+    def _failure(self, problems: tuple[Problem, ...]) -> Failed:
+        runner = self.runner
+        kept = log_of_failure(runner.logs, self.action.target.label)
+        if runner.sandbox is not None:
             problems = tuple(replace(p, why=p.why or _IN_SANDBOX) for p in problems)
-        with open(self.desk.log, encoding="utf-8", errors="replace") as file:
-            tail = file.read().splitlines()[-_TAIL_LINES:]
-        root = str(self.runner.store.root)
-        if disk.is_full(root):
-            full = disk.machine_error(OSError(errno.ENOSPC, ""), root).problems[0]
-            return NoRoom((replace(full, why=problems[0].what),), tail)
-        return Failed(problems, tail)
+        return failed(problems, self.desk.log, kept, str(runner.store.root))
 
 
 def _trust_of_workers(trust: Trust) -> dict[str, Any] | None:
@@ -465,21 +408,3 @@ def _rule_files(root: Path, facts: RuleFacts) -> list[str]:
 def _devices(gpus: tuple[str, ...]) -> dict[str, str]:
     """Return the variables that show an action its own GPUs, and no other's."""
     return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-
-
-def _died(label: str, end: Exit) -> Problem:
-    peak = f"its peak memory was {end.max_rss_bytes / 1e6:,.0f} MB"
-    # A shell says so of a program that it ran.
-    is_killed = end.status in (-signal.SIGKILL, 128 + signal.SIGKILL)
-    if end.status >= 0 and not is_killed:
-        return Problem("E0701", f"`{label}` failed with exit status {end.status}")
-    if is_killed:
-        return Problem(
-            "E0704",
-            f"`{label}` was killed by SIGKILL",
-            why=f"likely by the system for want of memory; {peak}",
-            fix='lower its batch_size or max_length, or declare resources = { memory = "…" } so '
-            "that less runs beside it",
-        )
-    name = signal.Signals(-end.status).name
-    return Problem("E0704", f"`{label}` was ended by {name}", why=peak)

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftbuild import lockfile, workspace
+from ftbuild import events, lockfile, workspace
 from ftbuild.digest import hash_value
 from ftbuild.errors import FtbuildError, UsageError
 from ftbuild.graph import Graph, Target
 from ftbuild.sources.resolver import Resolver
+from ftbuild.verification import Limits, Verifier
 
 if TYPE_CHECKING:
     from ftbuild.project import Project
@@ -26,6 +27,24 @@ def sample(keys: Mapping[str, str], count: int) -> list[str]:
     """
     seed = hash_value(sorted(keys.values()))
     return sorted(keys, key=lambda label: hash_value([seed, keys[label], label]))[:count]
+
+
+def sample_of_built(project: "Project", labels: Sequence[str], count: int) -> list[str]:
+    """Return `count` of the targets `labels` that are built here.
+
+    Raises:
+        UsageError: E0017, none of them is.
+    """
+    if not labels:
+        return []
+    keys = Verifier(project, Limits(), events.ignore).keys(labels)
+    if not keys:
+        raise UsageError(
+            "none of these targets is built, so there is nothing to verify",
+            code="E0017",
+            fix="`ftbuild make` builds them, `ftbuild pull` brings them",
+        )
+    return sample(keys, count)
 
 
 def changed_since(project: "Project", revision: str, labels: Sequence[str]) -> list[str]:

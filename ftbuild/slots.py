@@ -4,10 +4,13 @@ A build has so many cores, GPUs and bytes of memory; an action takes a share of 
 runs. One that asks for more than there is runs alone, rather than never.
 """
 
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
+from ftbuild.action import Action
 from ftbuild.graph import RuleFacts, Target
 
 
@@ -67,6 +70,38 @@ class Slots:
         """Free what `label` has reserved."""
         _, gpus = self._used.pop(label)
         self._free_gpus = [name for name in self.gpus if name in {*self._free_gpus, *gpus}]
+
+
+@dataclass
+class StartQueue:
+    """Actions that may start, the longest first: what all wait for should not be last to begin."""
+
+    _heap: list[tuple[float, int, Action]] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def add(self, action: Action, expected_s: float) -> None:
+        """Add an action that is expected to take so long; of equals the first added is first."""
+        heappush(self._heap, (-expected_s, next(self._numbers), action))
+
+    def taken(self, slots: Slots) -> Iterator[tuple[Action, Share, tuple[str, ...]]]:
+        """Remove and return the actions that fit now, each with its share, which is reserved."""
+        passed_over = []
+        while self._heap and not slots.are_full:
+            waiting = heappop(self._heap)
+            action = waiting[-1]
+            share = slots.share(action.target, action.facts)
+            gpus = slots.take(action.target.label, share)
+            if gpus is None:
+                passed_over.append(waiting)
+            else:
+                yield action, share, gpus
+        for waiting in passed_over:
+            heappush(self._heap, waiting)
+
+    def drained(self) -> Iterator[Action]:
+        """Remove and return all actions."""
+        while self._heap:
+            yield heappop(self._heap)[-1]
 
 
 def of_this_machine(jobs: int | None) -> Slots:

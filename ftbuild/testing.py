@@ -12,7 +12,8 @@ from typing import Any
 
 from ftbuild.digest import Digest, canonical_json, hash_file, hash_value
 from ftbuild.kinds import Artifact, missing_files
-from ftbuild.rule import Fragment, Piece, Rule, Source, SourceFile
+from ftbuild.outside import Source, SourceFile
+from ftbuild.rule import Fragment, Piece, Rule
 
 _counter = itertools.count()
 

@@ -2,9 +2,11 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ftbuild.digest import Digest
 from ftbuild.errors import MachineError, UsageError
 from ftbuild.plan import State, Verdict
 from ftbuild.remote import window
@@ -13,7 +15,9 @@ from ftbuild.remote.sending import Outcome, Sender, Sent
 from ftbuild.remote.service import Supply, different
 from ftbuild.store.actions import Record
 from ftbuild.store.blobs import MissingBlob
+from ftbuild.store.check import Checked
 from ftbuild.store.store import Store
+from ftbuild.store.trees import Entry, Tree
 
 if TYPE_CHECKING:
     from ftbuild.plan import Plan
@@ -150,3 +154,23 @@ def no_remote() -> UsageError:
         code="E0572",
         fix='set FTBUILD_REMOTE, or write `remote = "https://…"` below [cache] in FTBUILD.toml',
     )
+
+
+def check_store(store: Store, supply: Supply | None) -> Checked:
+    """Hash every object of a store; damaged ones are moved away, and mended if `supply` can."""
+    if supply is None:
+        return store.check()
+    owners: dict[Digest, tuple[Record, Entry]] = {}
+
+    def fetch(digest: Digest) -> bool:
+        if not owners:
+            owners.update((e.digest, (r, e)) for r in store.records() for e in r.tree.entries)
+        if digest not in owners:
+            return False
+        record, entry = owners[digest]
+        with suppress(MissingBlob):
+            supply.fetch(record, Tree((entry,)))
+            return True
+        return False
+
+    return store.check(fetch)

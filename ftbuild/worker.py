@@ -23,8 +23,9 @@ from ftbuild.digest import Digest, hash_file
 from ftbuild.errors import FtbuildError, Problem, RuleError
 from ftbuild.graph import RuleFacts
 from ftbuild.kinds import KINDS_BY_NAME, Artifact
+from ftbuild.outside import Function, Source, SourceFile, Variable
 from ftbuild.registry import load_rule
-from ftbuild.rule import Fragment, Function, Piece, Rule, Source, SourceFile, Variable
+from ftbuild.rule import Fragment, Piece, Rule
 from ftbuild.store.actions import Record
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 # the imports that loading a file makes there is no cycle.
 LAYERS = """
 __version__ redaction errors digest labels units docstrings signing
-kinds view rule wording rows
+kinds view outside wording rows
+rule
 store.*
 remote.*
 api testing
@@ -33,10 +34,12 @@ sources.*
 action history plan locking
 events slots
 guard sandbox worker warm workers
-run fetching
+desk failures fetching
+run
+acting frontier tally
 executor
 outputs workspace viewing fastpath transfer
-build verification selection lineage project doctor
+stores artifacts lockupdate build verification selection lineage project doctor
 ftbuild
 cli.* __main__
 """

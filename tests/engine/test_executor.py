@@ -540,3 +540,16 @@ def test_template_is_usable_for_many_tests(tmp_path: Path) -> None:
         with new_space(tmp_path) as space:
             assert os.environ["FTBUILD_CACHE"] == str(space.store)
         assert os.environ["FTBUILD_CACHE"] == "/elsewhere"
+
+
+def test_chain_longer_than_the_stack_is_skipped_to_its_end(space: Space) -> None:
+    links = [
+        f'[command.t{n}]\ndeps = {{ below = "t{n - 1}" }}\nrun = "cat $below/f > $out/f"\n'
+        for n in range(1, 1500)
+    ]
+    space.manifest('[command.t0]\nrun = "exit 3"\n' + "\n".join(links))
+    space.build("t1499")
+    [summary] = [event for event in space.events if isinstance(event, Summary)]
+    assert (summary.failed, summary.skipped, summary.built) == (1, 1499, 0)
+    assert space.finished("t1").error == "needs `t0`, which failed"
+    assert space.finished("t1499").error == "needs `t1498`, which was skipped"

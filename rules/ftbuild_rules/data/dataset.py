@@ -27,6 +27,7 @@ from ftbuild.api import (
 )
 from ftbuild_rules.data._arrow import dataset_schema, shard_name
 from ftbuild_rules.data._chunks import Chunk, assemble, chunks_of, pieces_of, write_segments
+from ftbuild_rules.data._other_tools import DATASET_NAMES, DATASET_REMEDIES
 from ftbuild_rules.data._plain_text import SampleBy
 from ftbuild_rules.data._problems import MAX_PROBLEMS, Problems, Unreadable, from_plain, to_plain
 from ftbuild_rules.data._read import Reading, files_with_rows, read_rows
@@ -53,6 +54,9 @@ class DatasetInputs(Inputs):
 
 class DatasetParams(Params):
     """How the rows are written."""
+
+    other_names = DATASET_NAMES
+    elsewhere = DATASET_REMEDIES
 
     format: Literal[
         "openai",

@@ -38,7 +38,6 @@ from ftbuild_rules.data._arrow import (
     shard_paths,
     write_index,
 )
-from ftbuild_rules.models._files import OF_THE_MODEL
 from ftbuild_rules.templates import _defaults
 from ftbuild_rules.templates._limits import LimitedRenderer
 from ftbuild_rules.templates._turns import BrokenTemplateError
@@ -46,6 +45,7 @@ from ftbuild_rules.tokens._encoder import Encoder, open_encoder, settle
 from ftbuild_rules.tokens._findings import Allowable, ShardFindings, check_findings
 from ftbuild_rules.tokens._forms import FORMS, MASKS, STEPS
 from ftbuild_rules.tokens._masks import EndOfTurn, MaskPolicy
+from ftbuild_rules.tokens._other_tools import TOKENS_NAMES, TOKENS_REMEDIES
 from ftbuild_rules.tokens._pack import Packing
 from ftbuild_rules.tokens._sft import Overflow, RowLimitError, Steps, Task
 from ftbuild_rules.tokens._shard import tokenize_shard
@@ -66,7 +66,8 @@ class TokensInputs(Inputs):
 class TokensParams(Params):
     """What is trained on, and how long a row may be."""
 
-    elsewhere = OF_THE_MODEL
+    other_names = TOKENS_NAMES
+    elsewhere = TOKENS_REMEDIES
 
     train_on: tuple[Literal["system", "user", "assistant", "tool"], ...] = Field(
         default=("assistant",), min_length=1

@@ -23,6 +23,7 @@ from ftbuild.api import (
 from ftbuild_rules.models._safetensors import write_tensors
 from ftbuild_rules.models._torch import spec_of, tensor_bytes
 from ftbuild_rules.quantization._dequantize import Base, about
+from ftbuild_rules.training._other_tools import LORA_NAMES
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
@@ -39,6 +40,8 @@ Rows = dict[str, list[int]]
 
 class Lora(Params):
     """Which low-rank matrices to train beside the frozen weights."""
+
+    other_names = LORA_NAMES
 
     r: int = Field(16, ge=1)
     """Rank of the two matrices of each adapted layer."""

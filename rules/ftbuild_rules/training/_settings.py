@@ -15,9 +15,9 @@ from ftbuild.api import (
     QuantizedModel,
     Tokens,
 )
-from ftbuild_rules.models._files import OF_THE_MODEL
 from ftbuild_rules.training._launch import Launch, check_launch
 from ftbuild_rules.training._lora import Lora
+from ftbuild_rules.training._other_tools import TRAINING_NAMES, TRAINING_REMEDIES
 
 PINS = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 PRELOAD = ("torch", "transformers", "peft", "trl")
@@ -40,7 +40,8 @@ class TrainingInputs(Inputs):
 class TrainingParams(Params):
     """How a method trains."""
 
-    elsewhere = OF_THE_MODEL
+    other_names = TRAINING_NAMES
+    elsewhere = TRAINING_REMEDIES
 
     epochs: float = Field(3.0, gt=0)
     """How often each row is seen."""

@@ -17,6 +17,7 @@ from ftbuild.api import AttributeProblem, Context, Field, rule
 from ftbuild_rules.training import _loop, _reference
 from ftbuild_rules.training._dpo import train_pairs
 from ftbuild_rules.training._launch import done_in_processes
+from ftbuild_rules.training._other_tools import PREFERENCE_NAMES
 from ftbuild_rules.training._reference import ReferencedInputs
 from ftbuild_rules.training._settings import (
     PINS,
@@ -52,6 +53,8 @@ class DpoInputs(ReferencedInputs):
 
 class DpoParams(TrainingParams):
     """How to train, and how far from the reference."""
+
+    other_names = PREFERENCE_NAMES
 
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate."""

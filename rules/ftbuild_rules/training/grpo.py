@@ -32,6 +32,7 @@ from ftbuild.api import (
 )
 from ftbuild_rules.training import _loop, _settings
 from ftbuild_rules.training._grpo import trainer_class
+from ftbuild_rules.training._other_tools import PREFERENCE_NAMES
 from ftbuild_rules.training._reference import moves_base, require_still_base
 from ftbuild_rules.training._rewards import Rewards, make_rewards
 from ftbuild_rules.training._settings import (
@@ -58,6 +59,8 @@ class GrpoInputs(TrainingInputs):
 
 class GrpoParams(TrainingParams):
     """How to draw completions, and how to learn from their rewards."""
+
+    other_names = PREFERENCE_NAMES
 
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate."""

@@ -14,6 +14,7 @@ from ftbuild.api import Context, Field, rule
 from ftbuild_rules.training import _loop
 from ftbuild_rules.training._dpo import train_pairs
 from ftbuild_rules.training._launch import done_in_processes
+from ftbuild_rules.training._other_tools import IPO_NAMES
 from ftbuild_rules.training._reference import ReferencedInputs, check
 from ftbuild_rules.training._settings import (
     PINS,
@@ -29,6 +30,8 @@ class IpoInputs(ReferencedInputs):
 
 class IpoParams(TrainingParams):
     """How to train, and how far from the reference."""
+
+    other_names = IPO_NAMES
 
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate."""

@@ -18,6 +18,7 @@ from ftbuild.api import AttributeProblem, Context, Field, File, RuleError, Token
 from ftbuild_rules.training import _loop, _reference
 from ftbuild_rules.training._dpo import second_copy
 from ftbuild_rules.training._launch import done_in_processes
+from ftbuild_rules.training._other_tools import KTO_NAMES
 from ftbuild_rules.training._reference import (
     Reference,
     ReferencedInputs,
@@ -41,6 +42,8 @@ class KtoInputs(ReferencedInputs):
 
 class KtoParams(TrainingParams):
     """How to train, and how far from the reference."""
+
+    other_names = KTO_NAMES
 
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate."""

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from ftbuild.api import AttributeProblem, Context, Field, rule
 from ftbuild_rules.training import _loop, _settings
 from ftbuild_rules.training._launch import done_in_processes
+from ftbuild_rules.training._other_tools import PREFERENCE_NAMES
 from ftbuild_rules.training._own import next_token_logps, pad_id, padded, train_own
 from ftbuild_rules.training._settings import (
     PINS,
@@ -37,6 +38,8 @@ class OrpoInputs(TrainingInputs):
 
 class OrpoParams(TrainingParams):
     """How to train, and how strongly to prefer."""
+
+    other_names = PREFERENCE_NAMES
 
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate."""

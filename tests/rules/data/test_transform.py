@@ -8,9 +8,9 @@ import pytest
 
 from chat_kit import chat, make_dataset, read_dataset
 from engine.space import Space
+from ftbuild.api import Function
 from ftbuild.errors import FtbuildError, RuleError
 from ftbuild.kinds import Artifact
-from ftbuild.rule import Function
 from ftbuild.testing import run_rule
 from ftbuild_rules.data.transform import transform
 

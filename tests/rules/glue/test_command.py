@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from ftbuild.api import Command, Source, SourceFile, Variable
 from ftbuild.digest import hash_file
 from ftbuild.errors import RuleError
 from ftbuild.kinds import File
-from ftbuild.rule import Command, Source, SourceFile, Variable
 from ftbuild.testing import artifact, context
 from ftbuild_rules.glue.command import CommandInputs, CommandParams, command
 
