@@ -5,6 +5,7 @@ own tools do, signs, retries, and creates conditionally (`If-None-Match: *`), so
 writers of one record exactly one wins.
 """
 
+import json
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
@@ -42,7 +43,7 @@ class Bucket:
         self._obstore = obstore
         opened: Any = from_url  # its type has an overload for each cloud, and none for all
         options: dict[str, Any] = dict(_TIMEOUTS)
-        if os.environ.get("AWS_ENDPOINT_URL", "").startswith(_LOOPBACK):
+        if _endpoint(address.url).startswith(_LOOPBACK):
             options["allow_http"] = True
         try:
             self._store: Any = opened(address.url, client_options=options, retry_config=_RETRY)
@@ -127,6 +128,17 @@ class Bucket:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def _endpoint(url: str) -> str:
+    """Return the address that stands in for a cloud's own, where one is named."""
+    if not url.startswith("gs:"):
+        return os.environ.get("AWS_ENDPOINT_URL", "")
+    try:
+        with open(os.environ.get("GOOGLE_SERVICE_ACCOUNT", ""), encoding="utf-8") as file:
+            return str(json.load(file).get("gcs_base_url", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def _first_line(text: str) -> str:
