@@ -79,7 +79,7 @@ class Build:
         with _signals_to(executor):
             try:
                 summary = executor.run(wanted)
-                project.store.flush()
+                project.store.flush_own()
                 summary = self._send_the_rest(executor, summary)
             finally:
                 executor.runner.workers.close()
