@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ftbuild.digest import Digest, hash_value
-from ftbuild.graph import RuleFacts, Target
+from ftbuild.graph import RuleFacts, Target, pins_of
 
 FORMAT = 1
 """Raised when the form of the document changes; then every key changes."""
@@ -37,7 +37,8 @@ def key_document(
     """Return all that may change the output of `target`, and nothing else.
 
     `inputs` holds `input_part` values, `sources` holds `source_part` values, `variables` the
-    digests of the values of declared environment variables, `libraries` the locked versions.
+    digests of the values of declared environment variables, `libraries` the locked versions: of
+    a rule with a toolchain all that it resolved to.
     """
     identity = {"version": facts.version} if facts.version is not None else {"source": facts.source}
     return {
@@ -48,7 +49,10 @@ def key_document(
         "inputs": dict(inputs),
         "sources": dict(sources),
         "variables": {name: dict(values) for name, values in variables.items()},
-        "libraries": {name: libraries[name] for name in facts.pins},
+        "libraries": {
+            name: libraries[name]
+            for name in (libraries if facts.toolchain else pins_of(target, facts))
+        },
     }
 
 

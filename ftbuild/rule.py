@@ -191,6 +191,7 @@ class Context(Protocol):
 
 Output = type[Artifact] | Callable[[Mapping[str, tuple[str, ...]], Any], type[Artifact]]
 Check = Callable[[Mapping[str, tuple[str, ...]], Any], None]
+Pins = tuple[str, ...] | Callable[[Mapping[str, tuple[str, ...]], Any], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,12 @@ class Rule:
     output: Output
     version: int | None
     """None for a user's own rule: then its normalised source is the key part."""
-    pins: tuple[str, ...] = ()
-    """Distributions whose versions shape the output: key parts, as the lock records them."""
+    pins: Pins = ()
+    """Distributions whose versions shape the output: key parts, as the lock records them. Where
+    not all targets use the same, a function that is called like `check`; its docstring tells."""
+    toolchain: tuple[str, ...] = ()
+    """What the rule needs in a Python environment of its own, as pip takes it: then its libraries
+    may clash with the rest, and those that the lock has resolved are key parts."""
     preload: tuple[str, ...] = ()
     """Modules which the warm parent imports before it forks a worker for this rule."""
     check: Check | None = None
@@ -250,7 +255,8 @@ def rule(
     *,
     output: Output,
     version: int | None = None,
-    pins: tuple[str, ...] = (),
+    pins: Pins = (),
+    toolchain: tuple[str, ...] = (),
     preload: tuple[str, ...] = (),
     check: Check | None = None,
     runs: Literal["worker", "process"] = "worker",
@@ -261,8 +267,11 @@ def rule(
     """Make a rule of a function `(ctx, inputs, params)`; its name is the rule's name.
 
     Raises:
-        TypeError: the function's annotations are not a Context, an Inputs and a Params class.
+        TypeError: the function's annotations are not a Context, an Inputs and a Params class, or
+            a toolchain stands beside `pins`, `preload` or `runs="process"`.
     """
+    if toolchain and (pins or preload or runs == "process"):
+        raise TypeError("a rule with a toolchain has no `pins`, no `preload`, and runs in a worker")
 
     def decorate(function: F) -> F:
         hints = typing.get_type_hints(function)
@@ -282,6 +291,7 @@ def rule(
             output=output,
             version=version,
             pins=pins,
+            toolchain=toolchain,
             preload=preload,
             check=check,
             runs=runs,

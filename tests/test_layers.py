@@ -30,6 +30,7 @@ root spans declaration settings tomlfile packages overlay matrix manifest
 nodes rulesource rulefile registry
 lookup suggestions mistakes queries localfiles attributes graph joining schema
 keys lockfile usersettings
+toolchain
 sources.*
 action history plan locking
 events slots

@@ -1,4 +1,4 @@
-"""Real servers: a folder, nginx with WebDAV, S3, and one as strict as bazel-remote."""
+"""Real servers: a folder, nginx, S3, Azure; and GCS and one as strict as bazel-remote, played."""
 
 import os
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ import pytest
 
 from ftbuild.remote import address, opening
 from remote.checkout import TAIL, Checkout, checkout
-from remote_kit import NGINX, nginx, s3, strict
+from remote_kit import AZURITE, NGINX, azure, gcs, nginx, s3, strict
 from store_kit import contents, corrupt_blobs, records_without_bytes
 
-KINDS = ["folder", "nginx", "s3", "strict"]
+KINDS = ["folder", "nginx", "s3", "azure", "gcs", "strict"]
 ALL = ("clean", "big", "final")
 DICE = '[project]\nname = "x"\n[command.dice]\nrun = "echo same > $out/a; date +%s%N > $out/b"\n'
 
@@ -32,6 +32,14 @@ def running(kind: str, tmp_path: Path) -> Iterator[Remote]:
     elif kind == "s3":
         with s3() as environment:
             yield "s3://team/ft", environment
+    elif kind == "azure":
+        if AZURITE is None:
+            pytest.skip("azurite is not installed")
+        with azure() as environment:
+            yield "az://team/ft", environment
+    elif kind == "gcs":
+        with gcs(tmp_path / "gcs") as environment:
+            yield "gs://team/ft", environment
     else:
         with strict() as server:
             yield server.url, {}
@@ -114,7 +122,7 @@ def test_first_of_two_results_stays_and_the_second_is_told(tmp_path: Path, remot
     assert c.digests()["dice"] == first
 
 
-@pytest.mark.parametrize("kind", ["folder", "s3"])
+@pytest.mark.parametrize("kind", ["folder", "s3", "azure", "gcs"])
 def test_of_twenty_writers_of_one_name_one_wins(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
