@@ -265,18 +265,30 @@ class WorkerContext:
         workers = min(self.cpus, len(missing))
         with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
             futures = {pool.submit(_run_pooled, i): i for i in missing}
+            failed: dict[int, BaseException] = {}
             try:
                 for future in as_completed(futures):
-                    yield futures[future], *future.result()
-            except BrokenProcessPool as e:
+                    if future.cancelled():
+                        continue
+                    error = future.exception()
+                    if error is None:
+                        yield futures[future], *future.result()
+                    else:  # those that run are kept; the first in order is told of
+                        failed[futures[future]] = error
+                        for waiting in futures:
+                            waiting.cancel()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+        if failed:
+            error = failed[min(failed)]
+            if isinstance(error, BrokenProcessPool):
                 raise RuleError(
                     "a process that worked on a part of the data was killed",
                     code="E0704",
                     why="likely by the system for want of memory",
                     fix="give the target fewer cores: resources = { cpus = 1 }",
-                ) from e
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+                ) from error
+            raise error
 
 
 _pool_work: tuple[Callable[[Piece, Path], Any], list[Piece], Store]
