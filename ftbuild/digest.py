@@ -33,7 +33,7 @@ def hash_value(value: Any) -> Digest:
     return Digest(hashlib.sha256(canonical_json(value)).hexdigest())
 
 
-def hash_bytes(data: bytes) -> Digest:
+def hash_bytes(data: bytes | bytearray) -> Digest:
     """Return the digest of `data`."""
     return Digest(hashlib.sha256(data).hexdigest())
 

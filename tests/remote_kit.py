@@ -1,4 +1,7 @@
-"""Servers for remote stores, started on loopback: a real nginx, a real S3, a strict cache server.
+"""Servers for remote stores, started on loopback: nginx, S3, Azure, a strict cache server.
+
+Google Cloud Storage is played by `gcs`, as its XML API is documented: no package brings an emulator
+that speaks it.
 
 The strict one takes what bazel-remote takes and refuses what that refuses: a blob that has not
 the digest of its name, a PUT without a length, a record that Google's own protobuf does not parse
@@ -6,7 +9,11 @@ as an `ActionResult`, one that names blobs in a wrong way; and it gives out no r
 it has not.
 """
 
+import base64
+import email.utils
 import hashlib
+import hmac
+import json
 import os
 import re
 import shutil
@@ -15,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -106,12 +114,16 @@ def nginx(root: Path, *, can_write: bool = True, max_body: str = "0") -> Iterato
 
 
 @contextmanager
-def s3(bucket: str = "team") -> Iterator[dict[str, str]]:
-    """Run moto's S3 and give the environment in which `s3://team/…` is reached."""
+def s3(bucket: str = "team", *, open_calls: int | None = None) -> Iterator[dict[str, str]]:
+    """Run moto's S3 and give the environment in which `s3://team/…` is reached.
+
+    With `open_calls` it asks who calls after so many calls, of which making the bucket is one.
+    """
     port = free_port()
     log = subprocess.DEVNULL
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=log, stderr=log)
+    limits = {} if open_calls is None else {"INITIAL_NO_AUTH_ACTION_COUNT": str(open_calls)}
+    process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **limits})
     environment = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "nobody",
@@ -120,8 +132,6 @@ def s3(bucket: str = "team") -> Iterator[dict[str, str]]:
     }
     try:
         _wait_for(port, process)
-        import urllib.request
-
         request = urllib.request.Request(f"http://127.0.0.1:{port}/{bucket}", method="PUT")
         request.add_header(
             "Authorization",
@@ -133,6 +143,96 @@ def s3(bucket: str = "team") -> Iterator[dict[str, str]]:
     finally:
         process.terminate()
         process.wait()
+
+
+AZURITE = shutil.which("azurite-blob") or shutil.which(
+    "azurite-blob", path=f"{sys.prefix}/azurite/node_modules/.bin"
+)
+_ACCOUNT = "devstoreaccount1"
+_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+"""Of every Azurite, and no secret."""
+
+
+@contextmanager
+def azure(container: str = "team") -> Iterator[dict[str, str]]:
+    """Run Azurite and give the environment in which `az://team/…` is reached."""
+    assert AZURITE is not None
+    port = free_port()
+    command = [AZURITE, "--inMemoryPersistence", "--silent", "--skipApiVersionCheck"]
+    command += ["--disableTelemetry", "--blobHost", "127.0.0.1", "--blobPort", str(port)]
+    log = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        _wait_for(port, process)
+        _make_container(port, container)
+        yield {
+            "AZURE_STORAGE_USE_EMULATOR": "true",
+            "AZURITE_BLOB_STORAGE_URL": f"http://127.0.0.1:{port}",
+        }
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _make_container(port: int, name: str) -> None:
+    date = email.utils.formatdate(usegmt=True)
+    version = "2021-08-06"
+    signed = "PUT" + 12 * "\n" + f"x-ms-date:{date}\nx-ms-version:{version}\n"
+    signed += f"/{_ACCOUNT}/{_ACCOUNT}/{name}\nrestype:container"
+    digest = hmac.new(base64.b64decode(_KEY), signed.encode(), hashlib.sha256).digest()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/{_ACCOUNT}/{name}?restype=container",
+        method="PUT",
+        headers={
+            "x-ms-date": date,
+            "x-ms-version": version,
+            "Authorization": f"SharedKey {_ACCOUNT}:{base64.b64encode(digest).decode()}",
+        },
+    )
+    urllib.request.urlopen(request).close()
+
+
+@contextmanager
+def gcs(folder: Path) -> Iterator[dict[str, str]]:
+    """Play Google Cloud Storage's XML API; give the environment in which `gs://team/…` is reached.
+
+    Source: cloud.google.com/storage/docs/xml-api/put-object and /reference-headers.
+    """
+    objects: dict[str, bytes] = {}
+    lock = threading.Lock()
+
+    class GcsHandler(Handler):
+        def do_GET(self) -> None:
+            with lock:
+                data = objects.get(self.path)
+            if data is None:
+                self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+            else:
+                self.answer(200, data, self.about(data))
+
+        do_HEAD = do_GET
+
+        def about(self, data: bytes) -> dict[str, str]:
+            tag = hashlib.md5(data).hexdigest()
+            modified = "Tue, 24 Nov 2026 12:00:00 GMT"
+            return {"ETag": f'"{tag}"', "Last-Modified": modified, "x-goog-generation": "1"}
+
+        def do_PUT(self) -> None:
+            data = self.rfile.read(int(self.headers["Content-Length"]))
+            with lock:
+                is_taken = self.path in objects
+                if is_taken and self.headers["x-goog-if-generation-match"] == "0":
+                    status = 412
+                else:
+                    objects[self.path], status = data, 200
+            self.answer(status, b"", self.about(data))
+
+    folder.mkdir(parents=True, exist_ok=True)
+    account = folder / "account.json"
+    with serve(GcsHandler) as url:
+        nobody = {"client_email": "", "private_key": "", "private_key_id": ""}
+        account.write_text(json.dumps({"gcs_base_url": url, "disable_oauth": True, **nobody}))
+        yield {"GOOGLE_SERVICE_ACCOUNT": str(account)}
 
 
 def action_result_types() -> Any:

@@ -5,7 +5,8 @@ by their digest, `ac/<key>` for records by their action key. Large files come in
 object is small enough to be handled as one `bytes`.
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 MAX_OBJECT_BYTES = 8 << 20
 """No object of `cas/` that ftbuild wrote is larger."""
@@ -40,6 +41,14 @@ class RemoteError(Exception):
         """The object itself is wrong, whoever asks for it."""
 
 
+class Want(NamedTuple):
+    """An object to get."""
+
+    path: str
+    limit: int
+    """The most bytes that it may have."""
+
+
 class Backend(Protocol):
     """One remote store. Threads may share it; every call ends in bounded time."""
 
@@ -66,6 +75,12 @@ class Backend(Protocol):
         Raises:
             RemoteError: the store cannot be asked.
         """
+
+    def get_all(self, wants: Sequence[Want]) -> list[Data | None]:
+        """Return objects as `get` does; cheaper where a request costs a round trip."""
+
+    def sizes(self, paths: Sequence[str]) -> list[int | None]:
+        """Return as `size` does how many bytes objects have."""
 
     def settle(self) -> None:
         """Return when what was put is durable: called between blobs and their record.

@@ -9,9 +9,10 @@ import errno
 import os
 import stat as stat_module
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 
-from ftbuild.remote.backend import Data, RemoteError
+from ftbuild.remote.backend import Data, RemoteError, Want
 from ftbuild.store import disk
 from ftbuild.store.durability import Flusher
 
@@ -50,6 +51,14 @@ class Folder:
             return None
         except OSError as error:
             raise self._trouble(error) from error
+
+    def get_all(self, wants: Sequence[Want]) -> list[Data | None]:
+        """Return objects, None for each that is not there."""
+        return [self.get(want.path, want.limit) for want in wants]
+
+    def sizes(self, paths: Sequence[str]) -> list[int | None]:
+        """Return how many bytes each object has, None for each that is not there."""
+        return [self.size(path) for path in paths]
 
     def put(self, path: str, data: bytes, *, only_new: bool = False) -> bool:
         """Write an object, whole or not at all; with `only_new` False if there is one already."""

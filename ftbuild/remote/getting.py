@@ -4,19 +4,22 @@ What is wrong, too long, too slow or not there is a miss: the action runs on thi
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 
 from ftbuild.digest import Digest, hash_bytes, hash_value
 from ftbuild.remote import window
-from ftbuild.remote.backend import MAX_OBJECT_BYTES, MAX_RECORD_BYTES, Data, RemoteError
+from ftbuild.remote.backend import MAX_OBJECT_BYTES, MAX_RECORD_BYTES, Data, RemoteError, Want
 from ftbuild.remote.guard import Guard
 from ftbuild.remote.layer import Found
 from ftbuild.remote.result import BadMessage, Blob, Result, decode_manifest
 from ftbuild.store.actions import DamagedRecord, Record, decode
 from ftbuild.store.store import Store
 from ftbuild.store.trees import Entry
+
+_GROUP_BYTES = 1 << 20
+_GROUP_OBJECTS = 64
 
 
 class Gone(Exception):
@@ -115,45 +118,62 @@ class RemoteLayer:
         return [(entry, whole[entry.path]) for entry in entries]
 
     def _manifest(self, blob: Blob) -> tuple[Blob, ...]:
-        data = self._get(blob, MAX_RECORD_BYTES)
+        [data] = self._get([blob], MAX_RECORD_BYTES)
         try:
-            if hash_bytes(bytes(data)) != blob.digest:
+            if hash_bytes(data) != blob.digest:
                 raise BadMessage("its bytes have another digest")
             return decode_manifest(bytes(data))
         except BadMessage as error:
             self.suspects.add(blob.digest)
             raise Gone(f"a list of chunks that is none: {error}") from error
 
-    def _get(self, blob: Blob, limit: int = MAX_OBJECT_BYTES) -> Data:
-        data = self.guard.get(f"cas/{blob.digest}", min(blob.size, limit))
-        if data is None:
-            self.suspects.add(blob.digest)
-            raise Gone("a record whose bytes are not there")
-        if len(data) != blob.size:
-            self.suspects.add(blob.digest)
-            raise Gone("fewer bytes than an object has")
-        return data
+    def _get(self, blobs: Sequence[Blob], limit: int = MAX_OBJECT_BYTES) -> list[Data]:
+        wants = [Want(f"cas/{blob.digest}", min(blob.size, limit)) for blob in blobs]
+        found: list[Data] = []
+        for blob, data in zip(blobs, self.guard.get_all(wants), strict=True):
+            if data is None:
+                self.suspects.add(blob.digest)
+                raise Gone("a record whose bytes are not there")
+            if len(data) != blob.size:
+                self.suspects.add(blob.digest)
+                raise Gone("fewer bytes than an object has")
+            found.append(data)
+        return found
 
     def _receive(
         self, places: Sequence[tuple[Entry, tuple[Blob, ...]]], store: Store, came: set[Digest]
     ) -> None:
-        stream = window.in_order(self._pool, self._get, [b for _, blobs in places for b in blobs])
+        begun = [store.begun(entry.digest, blobs) for entry, blobs in places]
+        rests = [b[0 if p is None else p.count :] for p, (_, b) in zip(begun, places, strict=True)]
+        stream = window.in_order(self._pool, self._get, _grouped(chain.from_iterable(rests)))
+        objects = chain.from_iterable(stream)
         try:
-            for entry, blobs in places:
-                if not store.receive(entry.digest, _next(stream, len(blobs))):
+            for (entry, blobs), start, rest in zip(places, begun, rests, strict=True):
+                if not store.receive(entry.digest, islice(objects, len(rest)), start):
                     self.suspects |= {blob.digest for blob in blobs}
                     raise Gone("bytes of another digest")
                 came.add(entry.digest)
         finally:
             stream.close()
+            store.give_back([start for start in begun if start is not None])
 
     def close(self) -> None:
         """Let go of connections."""
         self.guard.close()
 
 
-def _next(stream: Iterator[Data], count: int) -> Iterator[Data]:
-    return islice(stream, count)
+def _grouped(blobs: Iterable[Blob]) -> Iterator[list[Blob]]:
+    """Yield objects in groups, each for one round trip."""
+    group: list[Blob] = []
+    size = 0
+    for blob in blobs:
+        group.append(blob)
+        size += blob.size
+        if size >= _GROUP_BYTES or len(group) >= _GROUP_OBJECTS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _missing_space(entries: Sequence[Entry], store: Store) -> int | None:

@@ -8,10 +8,10 @@ a circuit breaker (Nygard, "Release It!", 2007). A store that takes nothing is o
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from ftbuild.remote.backend import Backend, Data, RemoteError
+from ftbuild.remote.backend import Backend, Data, RemoteError, Want
 
 T = TypeVar("T")
 Tell = Callable[[str], None]
@@ -52,6 +52,17 @@ class Guard:
     def size(self, path: str) -> int | None:
         """Return how many bytes an object has, None if it is not there."""
         return self._try(lambda: self._backend.size(path))
+
+    def get_all(self, wants: Sequence[Want]) -> list[Data | None]:
+        """Return objects, None for each that is not there."""
+        found = self._try(lambda: self._backend.get_all(wants))
+        with self._lock:
+            self.got_bytes += sum(len(data) for data in found if data is not None)
+        return found
+
+    def sizes(self, paths: Sequence[str]) -> list[int | None]:
+        """Return how many bytes each object has, None for each that is not there."""
+        return self._try(lambda: self._backend.sizes(paths))
 
     def put(self, path: str, data: bytes, *, only_new: bool = False) -> bool:
         """Write an object; with `only_new` False if there is one already."""

@@ -5,27 +5,23 @@ where it ended. The first record of a key stays: if another one has other bytes,
 not deterministic, and the files that differ are named.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from threading import Lock
 
-from ftbuild.digest import Digest, hash_bytes
-from ftbuild.remote import chunks, window
+from ftbuild.digest import Digest
+from ftbuild.remote import chunks
 from ftbuild.remote.backend import MAX_RECORD_BYTES, RemoteError
 from ftbuild.remote.getting import Gone, RemoteLayer, parse
 from ftbuild.remote.layer import Found
-from ftbuild.remote.result import Blob, OutputDirectory, OutputFile, Result, encode_manifest
+from ftbuild.remote.result import Blob, OutputDirectory, OutputFile, Result
+from ftbuild.remote.upload import LostBytes, Progress, Uploader
 from ftbuild.store.actions import Record, encode
 from ftbuild.store.store import Store
-from ftbuild.store.trees import Entry, Tree
+from ftbuild.store.trees import Tree
 
 _MAX_NAMED = 5
-
-Progress = Callable[[int], None]
-"""Told of each number of bytes that is now known to be there, sent or not."""
 
 
 class Outcome(StrEnum):
@@ -47,19 +43,13 @@ class Sent:
     """The files that the first record has otherwise."""
 
 
-class LostBytes(Exception):
-    """A file of a record is not in the local store, or damaged."""
-
-
 class Sender:
     """Sends records of one store to one remote store; threads may share it."""
 
     def __init__(self, store: Store, layer: RemoteLayer, pool: ThreadPoolExecutor) -> None:
         self.layer = layer
         self._store = store
-        self._pool = pool
-        self._lock = Lock()
-        self._there: set[Digest] = set()
+        self._uploader = Uploader(store, layer, pool)
 
     def send(self, record: Record, *, is_thorough: bool, progress: Progress | None = None) -> Sent:
         """Send one record; if it is there, look after its blobs only where that is asked for.
@@ -75,7 +65,8 @@ class Sender:
             if not is_thorough:
                 return Sent(Outcome.PRESENT)
         try:
-            result = self._send_files(record, progress or (lambda _: None))
+            manifests = self._uploader.send(record.tree, progress or (lambda _: None))
+            result = _result(record, manifests)
         except LostBytes:
             return Sent(Outcome.LOST)
         if first is not None and not is_distrusted and _same_places(first.result, result):
@@ -115,55 +106,17 @@ class Sender:
         is_ours_believed = trust.signer is not None and trust.signer.public in trust.trusted
         return is_ours_believed and trust.objection(first) is not None
 
-    def _send_files(self, record: Record, progress: Progress) -> Result:
-        files: list[OutputFile] = []
-        directories: list[OutputDirectory] = []
-        objects = self._objects(record, files, directories)
-        for size in window.in_order(self._pool, self._send_one, objects):
-            progress(size)
-        return Result(encode(record), tuple(files), tuple(directories))
 
-    def _objects(
-        self, record: Record, files: list[OutputFile], directories: list[OutputDirectory]
-    ) -> Iterator[tuple[Blob, bytes]]:
-        """Yield all objects of a record's files, and note where each file is."""
-        manifests: dict[Digest, Blob] = {}
-        for entry in record.tree.entries:
-            if entry.size < chunks.SMALL_BYTES:
-                blob = Blob(entry.digest, entry.size)
-                files.append(OutputFile(entry.path, blob, entry.mode == "x"))
-                if entry.size:
-                    yield blob, self._path_of(entry).read_bytes()
-                continue
-            if entry.digest not in manifests:
-                listed = []
-                for data in chunks.cut(str(self._path_of(entry)), entry.size):
-                    listed.append(Blob(hash_bytes(data), len(data)))
-                    yield listed[-1], data
-                message = encode_manifest(listed)
-                manifests[entry.digest] = Blob(hash_bytes(message), len(message))
-                yield manifests[entry.digest], message
+def _result(record: Record, manifests: Mapping[Digest, Blob]) -> Result:
+    files: list[OutputFile] = []
+    directories: list[OutputDirectory] = []
+    for entry in record.tree.entries:
+        if entry.size < chunks.SMALL_BYTES:
+            blob = Blob(entry.digest, entry.size)
+            files.append(OutputFile(entry.path, blob, entry.mode == "x"))
+        else:
             directories.append(OutputDirectory(entry.path, manifests[entry.digest]))
-
-    def _path_of(self, entry: Entry) -> Path:
-        path = self._store.intact_blob(entry)
-        if path is None:
-            raise LostBytes(entry.path)
-        return path
-
-    def _send_one(self, item: tuple[Blob, bytes]) -> int:
-        """Send an object unless it is there; return how many bytes are there now."""
-        blob, data = item
-        with self._lock:
-            if blob.digest in self._there:
-                return blob.size
-        name, guard = f"cas/{blob.digest}", self.layer.guard
-        if blob.digest in self.layer.suspects or guard.size(name) != blob.size:
-            guard.put(name, data)
-        with self._lock:
-            self._there.add(blob.digest)
-            self.layer.suspects.discard(blob.digest)
-        return blob.size
+    return Result(encode(record), tuple(files), tuple(directories))
 
 
 def _same_places(a: Result, b: Result) -> bool:

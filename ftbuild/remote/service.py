@@ -123,7 +123,7 @@ class Supply:
             where = str(self._store.blob_path(missing[0].digest))
             raise MissingBlob(missing[0].digest, where)
         if self._store.has_bytes(record):
-            self._store.publish(record)
+            self._store.publish_fetched(record)
         return size
 
     def _missing(self, tree: Tree) -> list[Entry]:

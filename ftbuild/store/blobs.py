@@ -14,9 +14,10 @@ from pathlib import Path
 
 from ftbuild.digest import Digest, hash_bytes, hash_file
 from ftbuild.errors import CorruptError, Place
-from ftbuild.store import disk
+from ftbuild.store import disk, partial
 from ftbuild.store.disk import SMALL_BYTES
 from ftbuild.store.layout import Layout
+from ftbuild.store.partial import Partial
 from ftbuild.store.statcache import StatCache, published_mtime_ns
 from ftbuild.store.trees import Entry
 
@@ -96,22 +97,35 @@ class Blobs:
         self._move(staged, digest)
         return digest
 
-    def receive(self, digest: Digest, blocks: Iterable[bytes | bytearray]) -> bool:
+    def receive(
+        self, digest: Digest, blocks: Iterable[bytes | bytearray], begun: Partial | None = None
+    ) -> bool:
         """Make what comes in `blocks` a blob if it has this digest; say whether it has.
 
-        What `blocks` raises is passed on, and leaves nothing behind.
+        With `begun` they go on with what that has. What `blocks` raises is passed on; what came
+        until then of a large file is kept for the next try.
         """
-        staged = self._fresh()
+        staged = begun.path if begun is not None else partial.name(self._fresh(), digest)
+        hasher = begun.hasher if begun is not None else None
         try:
-            if disk.write_and_hash(staged, blocks) != digest:
+            if disk.write_and_hash(staged, blocks, hasher) != digest:
                 disk.remove(staged)
                 return False
             self._finish(staged, Entry("", "f", 0, digest), "f")
-        except BaseException:
+        except OSError:
             disk.remove(staged)
+            raise
+        except BaseException:
+            self._break_off(staged)
             raise
         self._move(staged, digest)
         return True
+
+    def _break_off(self, staged: str) -> None:
+        if os.stat(staged).st_size < partial.WORTH_BYTES:
+            disk.remove(staged)
+        else:
+            partial.keep(self._layout, staged)
 
     def adopt(self, path: str, entry: Entry) -> None:
         """Make a large file a blob without copying it, or make it one with the blob there is.

@@ -4,7 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ftbuild.digest import Digest
 from ftbuild.errors import MachineError, Place
@@ -14,6 +14,10 @@ SMALL_BYTES = 64 << 10
 the link, and a damaged copy is mended from its blob without running anything."""
 
 _BLOCK_BYTES = 1 << 20
+_MAX_BATCH = 512
+"""Half of what one `writev` takes."""
+_BEHIND = 4
+_Block = bytes | bytearray
 _FICLONE = 0x40049409
 _NO_CLONE = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.EPERM, errno.ENOSYS}
 _NO_LINK = {errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -61,7 +65,7 @@ def sync(path: str) -> None:
         os.close(descriptor)
 
 
-def write_all(descriptor: int, data: bytes | bytearray) -> None:
+def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
     """Write all of `data`, however little each write takes."""
     done = os.write(descriptor, data)
     while done < len(data):
@@ -87,29 +91,72 @@ def copy_and_hash(source: str, destination: str) -> tuple[Digest, int]:
     return Digest(hasher.hexdigest()), size
 
 
-def write_and_hash(path: str, blocks: Iterable[bytes | bytearray]) -> Digest:
+def write_and_hash(
+    path: str, blocks: Iterable[bytes | bytearray], begun: "hashlib._Hash | None" = None
+) -> Digest:
     """Write `blocks` to a file that must not exist yet; return the digest of all of them.
 
-    A block is hashed while it is written, each half of the work by a thread of its own: either
-    takes some 0.8 s of a gigabyte.
-    """
-    from concurrent.futures import ThreadPoolExecutor
+    With `begun` the file has a beginning, which that has hashed, and they go on with it.
 
-    hasher = hashlib.sha256()
-    output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    A large file is hashed by a thread of its own, a few pieces behind the writing: either takes
+    some 0.8 s of a gigabyte.
+    """
+    hasher = begun or hashlib.sha256()
+    how = os.O_CREAT | os.O_EXCL if begun is None else os.O_APPEND
+    output = os.open(path, os.O_WRONLY | os.O_CLOEXEC | how, 0o644)
     try:
-        with ThreadPoolExecutor(1) as beside:
-            for block in blocks:
-                if len(block) < SMALL_BYTES:
-                    hasher.update(block)
-                    write_all(output, block)
-                else:
-                    hashing = beside.submit(hasher.update, block)
-                    write_all(output, block)
-                    hashing.result()
+        batches = _batches(blocks)
+        first = next(batches, [])
+        _write(output, first)
+        _hash(hasher, first)
+        if sum(map(len, first)) >= _BLOCK_BYTES:
+            _write_beside(output, hasher, batches)
     finally:
         os.close(output)
     return Digest(hasher.hexdigest())
+
+
+def _write_beside(output: int, hasher: "hashlib._Hash", batches: Iterable[list[_Block]]) -> None:
+    """Write while a thread hashes what was written before."""
+    from collections import deque
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    behind: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1) as beside:
+        for batch in batches:
+            behind.append(beside.submit(_hash, hasher, batch))
+            _write(output, batch)
+            if len(behind) > _BEHIND:
+                behind.popleft().result()
+        for hashing in behind:
+            hashing.result()
+
+
+def _batches(blocks: Iterable[_Block]) -> Iterator[list[_Block]]:
+    """Yield blocks together that are small, for fewer calls."""
+    batch: list[_Block] = []
+    size = 0
+    for block in blocks:
+        batch.append(block)
+        size += len(block)
+        if size >= _BLOCK_BYTES or len(batch) >= _MAX_BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _write(descriptor: int, batch: list[_Block]) -> None:
+    done = os.writev(descriptor, batch) if batch else 0
+    for block in batch:
+        if done < len(block):
+            write_all(descriptor, memoryview(block)[done:])
+        done = max(0, done - len(block))
+
+
+def _hash(hasher: "hashlib._Hash", batch: list[_Block]) -> None:
+    for block in batch:
+        hasher.update(block)
 
 
 def clone(source: str, destination: str) -> bool:

@@ -50,7 +50,7 @@ class Collected:
     trees: int
     blobs: int
     others: int
-    """Old scratch folders, quarantined objects, temporary files."""
+    """Old scratch folders and toolchains, quarantined objects, temporary files."""
     freed_bytes: int
     kept_records: int
     kept_bytes: int
@@ -107,7 +107,9 @@ def collect(layout: Layout, policy: Policy, own: str | None) -> Collected:
     lost_blobs = [b for b in blobs.values() if b.name not in kept.blobs and b.age_s > old]
     others = [thing for thing in _others(layout, now, own) if thing.age_s > old]
     in_use = {f"{key}.json" for key in policy.in_use}
-    others += [k for k in _known(layout, now) if k.age_s > old and k.name not in in_use]
+    others += [k for k in _loose(layout, "known", now) if k.age_s > old and k.name not in in_use]
+    left = blobs.keys() - {blob.name for blob in lost_blobs}
+    others += [c for c in _loose(layout, "chunks", now) if c.name not in left]
     if not policy.dry_run:
         _remove_records(layout, lost_records)
         for thing in (*lost_trees, *lost_blobs, *others):
@@ -196,17 +198,21 @@ def _trees(layout: Layout, now: float) -> Iterator[_Thing]:
 
 
 def _others(layout: Layout, now: float, own: str | None) -> Iterator[_Thing]:
-    for folder in ("scratch", "quarantine", "tmp"):
+    # A folder of tmp/ says whose the pending records are.
+    in_use = {own, *os.listdir(layout.folder("pending"))}
+    for folder in ("scratch", "quarantine", "tmp", "partial", "toolchains"):
+        if not os.path.isdir(layout.folder(folder)):  # the last two are made when needed
+            continue
         with os.scandir(layout.folder(folder)) as found:
-            entries = [entry for entry in found if entry.name != own]
+            entries = [entry for entry in found if entry.name not in in_use]
         for entry in entries:
             age_s = now - _changed_at(entry.path)
             yield _Thing(entry.name, entry.path, _own_size(entry.path), age_s)
 
 
-def _known(layout: Layout, now: float) -> Iterator[_Thing]:
-    """Yield the records whose bytes are elsewhere, with the time since their last use."""
-    for path in _files(layout.folder("known")):
+def _loose(layout: Layout, folder: str, now: float) -> Iterator[_Thing]:
+    """Yield records whose bytes are elsewhere, or chunk lists, with the time since their use."""
+    for path in _files(layout.folder(folder)):
         stat = os.lstat(path)
         yield _Thing(os.path.basename(path), path, stat.st_size, now - stat.st_mtime)
 

@@ -7,6 +7,10 @@
 Flushing is put off so that thousands of tiny actions share one: it takes 1 to 100 ms. Until
 then other processes of the machine find the record in pending/; its bytes are in the page
 cache, which no kill takes away. After a power cut nobody reads pending/ but `recovery`.
+
+What was fetched can be had again, so nobody waits for the disk because of it: it is flushed with
+the next records that were made here, or stays in pending/ when the process ends, and is made
+durable by one that comes later, when the kernel has long written it (`recovery`).
 """
 
 import os
@@ -27,6 +31,8 @@ _INTERVAL_S = 1.0
 _SHARE = 10
 """Flushing takes at most one part in so many of a build's time."""
 _BATCH_BYTES = 256 << 20
+_MAX_WAITING_BYTES = 1 << 30
+"""No more than this is left to a later process, which hashes it: a second's work."""
 
 
 class Journal:
@@ -39,6 +45,8 @@ class Journal:
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         self._batch: dict[Digest, Record] = {}
+        self._fetched: dict[Digest, Record] = {}
+        """Records whose bytes can be had again; they wait for the next flush."""
         self._loose: set[Digest] = set()
         self._size = 0
         self._flushed_at = time.monotonic()
@@ -58,22 +66,52 @@ class Journal:
             OSError: it could not be written; it is not published.
             MachineError: the flush failed.
         """
-        data = encode(record)
-        try:
-            disk.write_new(self._pending(record.key), data)
-        except FileExistsError:
-            self.flush()
-            disk.write_new(self._pending(record.key), data)
+        self._write(record)
         with self._lock:
             self._batch[record.key] = record
             self.known[record.key] = record
             self._size += record.tree.size
         self.flush_if_due()
 
+    def publish_fetched(self, record: Record) -> None:
+        """Keep a record whose bytes can be had again.
+
+        Raises:
+            OSError: it could not be written; it is not published.
+            MachineError: the flush failed.
+        """
+        if os.path.exists(self._layout.action(record.key)):
+            self.publish(record)  # a durable record needs durable bytes
+            return
+        self._write(record)
+        with self._lock:
+            self._fetched[record.key] = record
+            self.known[record.key] = record
+            waiting = sum(found.tree.size for found in self._fetched.values())
+        if waiting > _MAX_WAITING_BYTES:
+            self.flush()
+
+    def _write(self, record: Record) -> None:
+        data = encode(record)
+        try:
+            disk.write_new(self._pending(record.key), data)
+        except FileExistsError:
+            self.flush()
+            disk.write_new(self._pending(record.key), data)
+
     def flush_if_due(self) -> None:
         """Flush if there is something to and the last time is long enough ago."""
         waited_s = time.monotonic() - self._flushed_at
         if self._batch and (waited_s > self._pause_s or self._size > _BATCH_BYTES):
+            self.flush()
+
+    def flush_own(self) -> None:
+        """Make all records durable that were made here.
+
+        Raises:
+            MachineError: as `flush`.
+        """
+        if self._batch:
             self.flush()
 
     def flush(self) -> None:
@@ -85,7 +123,8 @@ class Journal:
         """
         with self._flushing:
             with self._lock:
-                batch, self._batch = self._batch, {}
+                batch, self._batch = {**self._fetched, **self._batch}, {}
+                self._fetched = {}
                 loose, self._loose = (self._loose, set()) if batch else (set(), self._loose)
                 self._size = 0
             if batch:
@@ -148,15 +187,15 @@ class Journal:
 
     def forget(self) -> None:
         """No longer answer from memory; for after a gc."""
-        self.known = dict(self._batch)
+        self.known = {**self._fetched, **self._batch}
 
     def _pending(self, key: Digest) -> str:
         return f"{self._session.pending}/{key}.json"
 
     def close(self) -> None:
-        """Flush, and give the descriptor back whatever comes of it."""
+        """Flush what was made here, and give the descriptor back whatever comes of it."""
         try:
-            self.flush()
+            self.flush_own()
         finally:
             self._flusher.close()
 

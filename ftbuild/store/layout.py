@@ -5,9 +5,12 @@
     ROOT/v1/trees/ab/<digest>/…         laid-out directories of blobs
     ROOT/v1/actions/ab/<key>.json       records: their existence means the action is done
     ROOT/v1/known/ab/<key>.json         records whose bytes a remote store has
+    ROOT/v1/chunks/ab/<sha256>          what a blob is cut into on its way to a remote store
     ROOT/v1/pending/<process>/<key>.json   records whose bytes are not on the disk yet
     ROOT/v1/tmp/<process>/…             unfinished files of one process
+    ROOT/v1/partial/<sha256>            beginnings of large files whose fetch was broken off
     ROOT/v1/scratch/<key>/…             checkpoints of unfinished actions
+    ROOT/v1/toolchains/<digest>/…       Python environments of rules that have one of their own
     ROOT/v1/leases/lock                 byte ranges of it are locked; it holds nothing
     ROOT/v1/quarantine/…                what was found damaged
     ROOT/v1/roots/<name>                which workspaces use the store
@@ -29,8 +32,10 @@ _FOLDERS = (
     "trees",
     "actions",
     "known",
+    "chunks",
     "pending",
     "tmp",
+    "partial",
     "scratch",
     "leases",
     "quarantine",
@@ -60,6 +65,14 @@ class Layout:
     def known(self, key: Digest) -> str:
         """Return where the record of an action is whose bytes are elsewhere, or would be."""
         return f"{self.base}/known/{key[:2]}/{key}.json"
+
+    def chunk_list(self, digest: Digest) -> str:
+        """Return where the chunk list of a blob is, or would be."""
+        return f"{self.base}/chunks/{digest[:2]}/{digest}"
+
+    def partial(self, digest: Digest) -> str:
+        """Return where the beginning of a large file is, or would be."""
+        return f"{self.base}/partial/{digest}"
 
     def folder(self, name: str) -> str:
         """Return one of the folders of the store."""

@@ -4,6 +4,9 @@ A kill leaves records in pending/ whose bytes are all there, a power cut such wh
 not. Which it was is not known, so each blob is hashed in full; a record that holds is made
 durable and published, any other dropped. Locks and pids only tell where to look: taking over
 the records of a process that still lives does no harm.
+
+What a process of this boot left on purpose waits a minute: others find it in pending/ meanwhile,
+and it is cheap to make durable once the kernel has written it.
 """
 
 import os
@@ -11,11 +14,11 @@ import time
 from contextlib import suppress
 
 from ftbuild.digest import Digest, hash_file
-from ftbuild.store import disk
+from ftbuild.store import disk, partial
 from ftbuild.store.actions import DamagedRecord, Record, decode
 from ftbuild.store.durability import Flusher
 from ftbuild.store.layout import Layout
-from ftbuild.store.session import is_abandoned, is_dead
+from ftbuild.store.session import is_abandoned, is_dead, is_settling
 
 
 def recover(layout: Layout) -> None:
@@ -25,14 +28,14 @@ def recover(layout: Layout) -> None:
     """
     for name in _names(layout.folder("pending")):
         with suppress(OSError):
-            if is_dead(layout, name):
+            if is_dead(layout, name) and not is_settling(layout, name):
                 _take_over(layout, f"{layout.folder('pending')}/{name}")
                 if is_abandoned(layout, name):
                     os.rmdir(f"{layout.folder('pending')}/{name}")
     for name in _names(layout.folder("tmp")):
         with suppress(OSError):
             if _is_left_over(layout, name):
-                disk.remove(f"{layout.folder('tmp')}/{name}")
+                _clear(layout, f"{layout.folder('tmp')}/{name}")
 
 
 def _names(folder: str) -> list[str]:
@@ -43,9 +46,17 @@ def _names(folder: str) -> list[str]:
 
 
 def _is_left_over(layout: Layout, name: str) -> bool:
+    if os.path.isdir(f"{layout.folder('pending')}/{name}"):
+        return False  # it says whose records those are
     if os.path.isdir(f"{layout.folder('tmp')}/{name}"):
         return is_abandoned(layout, name)
     return time.time() - os.lstat(f"{layout.folder('tmp')}/{name}").st_mtime > 3600
+
+
+def _clear(layout: Layout, path: str) -> None:
+    if os.path.isdir(path):
+        partial.keep_all(layout, path)
+    disk.remove(path)
 
 
 def _take_over(layout: Layout, folder: str) -> None:

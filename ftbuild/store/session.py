@@ -21,6 +21,11 @@ from ftbuild.store.layout import Layout
 
 SILENCE_S = 24 * 3600
 """Units: seconds. After this, a process of another machine that holds no lock is gone."""
+SETTLE_S = 60
+"""Units: seconds. By then the kernel has written what a process left (it begins after 30)."""
+
+_LEFT = "left"
+"""The file in a session's folder that says that its process ended well and left records."""
 
 
 class Session:
@@ -45,12 +50,29 @@ class Session:
             os.utime(f"{self.folder}/owner")
 
     def close(self) -> None:
-        """Remove the folders; records that could not be made durable stay for a later try."""
+        """Remove the folders; records that are not durable stay, and who left them, for later."""
         with suppress(OSError):
             os.rmdir(self.pending)
-        with suppress(OSError):
-            disk.remove(self.folder)
+        if _names(self.pending):
+            self._leave()
+        else:
+            with suppress(OSError):
+                disk.remove(self.folder)
         os.close(self._lock)
+
+    def _leave(self) -> None:
+        with suppress(OSError):
+            for name in os.listdir(self.folder):
+                if name != "owner":
+                    disk.remove(f"{self.folder}/{name}")
+            disk.write_new(f"{self.folder}/{_LEFT}", b"")
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _claim(path: str) -> int:
@@ -103,7 +125,9 @@ def owner(layout: Layout, name: str) -> dict[str, Any] | None:
 
 
 def is_dead(layout: Layout, name: str) -> bool:
-    """Say whether the process of a session is dead, as far as pids and locks tell."""
+    """Say whether the process of a session is dead or done, as far as pids and locks tell."""
+    if _has_left(layout, name):
+        return True
     who = owner(layout, name)
     if who is not None and who.get("place") and who["place"] == place():
         return _started(int(who["pid"])) != who.get("started")
@@ -122,10 +146,28 @@ def is_dead(layout: Layout, name: str) -> bool:
     return True
 
 
+def _has_left(layout: Layout, name: str) -> bool:
+    return os.path.exists(f"{layout.folder('tmp')}/{name}/{_LEFT}")
+
+
+def is_settling(layout: Layout, name: str) -> bool:
+    """Say whether a process of this boot ended well and left records but a moment ago."""
+    who = owner(layout, name)
+    if who is None or not who.get("place") or who["place"] != place():
+        return False
+    try:
+        left_at = os.stat(f"{layout.folder('tmp')}/{name}/{_LEFT}").st_mtime
+    except OSError:
+        return False
+    return 0 <= time.time() - left_at < SETTLE_S
+
+
 def is_abandoned(layout: Layout, name: str) -> bool:
     """Say whether the folders of a session may be removed: dead, and not by a lock's word alone."""
     if not is_dead(layout, name):
         return False
+    if _has_left(layout, name):
+        return True
     who = owner(layout, name)
     if who is not None and who.get("place") and who["place"] == place():
         return True

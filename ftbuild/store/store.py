@@ -13,17 +13,17 @@ appear whole or not at all. A record appears after its bytes. What is read is ve
 
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import wraps
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from ftbuild.digest import Digest
 from ftbuild.errors import MachineError, Place
-from ftbuild.store import disk, leases, recovery, roots, session
+from ftbuild.store import chunklists, disk, leases, partial, recovery, roots, session
 from ftbuild.store.actions import Record
 from ftbuild.store.blobs import Blobs
 from ftbuild.store.checkout import Checkout
@@ -32,6 +32,7 @@ from ftbuild.store.journal import Journal
 from ftbuild.store.layout import open_layout
 from ftbuild.store.leases import LockFile
 from ftbuild.store.lookup import Lookup
+from ftbuild.store.partial import Partial
 from ftbuild.store.session import Session
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.trees import Entry, Tree
@@ -127,6 +128,10 @@ class Store:
         os.utime(path)  # gc spares what is young
         return Path(path)
 
+    def toolchain(self, digest: Digest) -> Path:
+        """Return where the Python environment of this digest is, or would be."""
+        return Path(f"{self._layout.folder('toolchains')}/{digest}")
+
     @_in_words
     def drop_scratch(self, key: Digest) -> None:
         """Remove the scratch directory of an action."""
@@ -169,15 +174,31 @@ class Store:
         return digest
 
     @_in_words
-    def receive(self, digest: Digest, blocks: Iterable[bytes | bytearray]) -> bool:
+    def receive(
+        self, digest: Digest, blocks: Iterable[bytes | bytearray], begun: Partial | None = None
+    ) -> bool:
         """Make what comes in `blocks` a blob if it has this digest; say whether it has.
 
         It is durable with the record that is published next.
         """
-        is_right = self._blobs.receive(digest, blocks)
+        is_right = self._blobs.receive(digest, blocks, begun)
         if is_right:
             self._open()[1].add(digest)
         return is_right
+
+    def begun(self, digest: Digest, pieces: Sequence[tuple[Digest, int]]) -> Partial | None:
+        """Return the right beginning of a large file whose fetch was broken off, for `receive`.
+
+        `pieces` are the digests and sizes of which it consists.
+        """
+        if sum(size for _, size in pieces) < partial.WORTH_BYTES:
+            return None
+        return partial.claim(self._layout, digest, pieces, self._fresh())
+
+    def give_back(self, begun: Iterable[Partial]) -> None:
+        """Put beginnings that nothing was added to where they were."""
+        for one in begun:
+            partial.keep(self._layout, one.path)
 
     def intact_blob(self, entry: Entry) -> Path | None:
         """Return where the bytes of a file are, verified; None if they are not there."""
@@ -186,6 +207,18 @@ class Store:
         except OSError:
             return None
         return self.blob_path(entry.digest) if is_intact else None
+
+    def chunk_list(self, digest: Digest) -> bytes | None:
+        """Return what `keep_chunk_list` kept for a blob."""
+        return chunklists.read(self._layout, digest)
+
+    def keep_chunk_list(self, digest: Digest, body: bytes) -> bool:
+        """Keep what a blob is cut into when it is sent; False where nothing can be written."""
+        return chunklists.keep(self._layout, digest, body, self._fresh())
+
+    def drop_chunk_list(self, digest: Digest) -> None:
+        """Forget it: it is wrong."""
+        chunklists.drop(self._layout, digest)
 
     def has_bytes(self, record: Record) -> bool:
         """Say whether each file of a record is there, by its size."""
@@ -270,10 +303,27 @@ class Store:
         self._open()[1].publish(record)
 
     @_in_words
+    def publish_fetched(self, record: Record) -> None:
+        """Record what an action gave elsewhere, whose bytes were fetched and can be once more.
+
+        A kill loses nothing after this. A power cut within a minute may lose it.
+
+        Raises:
+            MachineError: the disk is full or failed.
+        """
+        self._open()[1].publish_fetched(record)
+
+    @_in_words
     def flush(self) -> None:
         """Make all published records durable."""
         if self._journal is not None:
             self._journal.flush()
+
+    @_in_words
+    def flush_own(self) -> None:
+        """Make all published records durable, but for those that can be fetched again."""
+        if self._journal is not None:
+            self._journal.flush_own()
 
     @_in_words
     def flush_if_due(self) -> None:
@@ -295,6 +345,14 @@ class Store:
     def is_intact(self, tree: Tree) -> bool:
         """Say whether a tree is laid out and untouched, by stat alone; False if not known."""
         return self._checkout.is_intact(tree)
+
+    def take_verified(self) -> list[list[Any]]:
+        """Return which files this process has written or hashed, for `learn` of another one."""
+        return self._statcache.take_new()
+
+    def learn(self, verified: list[list[Any]]) -> None:
+        """Believe of files what another process has found out."""
+        self._statcache.learn(verified)
 
     def lease(self, key: Digest) -> AbstractContextManager[None]:
         """Hold an action against other processes and threads; waits for who holds it.
@@ -415,6 +473,7 @@ class Store:
 def _restart(store: Store | None) -> None:
     """Give a forked child folders and locks of its own."""
     if store is not None:
+        store._statcache.take_new()  # the parent tells of those itself
         store._start()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.fault_report import report
 from ftbuild.store import statcache
 from ftbuild.store.statcache import RACY_NS, StatCache, published_mtime_ns
 
@@ -65,6 +66,7 @@ def test_file_of_the_future_is_hashed_every_time(
     cache = StatCache(tmp_path / "cache")
     assert [cache.digest_of(str(file)) for _ in range(2)] == [A, A]
     assert len(hashed) == 2
+    report("23", "a file of the year 2038", fired=1, bad=0)
 
 
 @pytest.mark.parametrize(
@@ -146,14 +148,18 @@ def _stale_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int)
 def test_same_size_edits_with_the_old_mtime_are_all_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert _stale_digests(tmp_path, monkeypatch, 1000) == 0
+    stale = _stale_digests(tmp_path, monkeypatch, 1000)
+    report("25", "an edit of the same size with the old mtime", fired=1000, bad=stale)
+    assert stale == 0
 
 
 def test_without_the_racy_rule_edits_are_missed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statcache, "_is_settled", lambda stat, read_at_ns: True)
-    assert _stale_digests(tmp_path, monkeypatch, 1000) > 900
+    stale = _stale_digests(tmp_path, monkeypatch, 1000)
+    report("25", "an edit of the same size with the old mtime", control_red=stale > 0)
+    assert stale > 900
 
 
 def test_edit_while_hashing_is_not_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +259,7 @@ def test_damaged_cache_file_is_an_empty_cache(
     for data in [b"", b"\0" * 5000, b"{}", *damaged]:
         (tmp_path / "cache").write_bytes(data)
         assert StatCache(tmp_path / "cache").known(str(tmp_path / "f3")) is None
+    report("11", "a damaged stat cache", fired=len(damaged) + 3, bad=0)
     (tmp_path / "cache").write_bytes(good)
     assert StatCache(tmp_path / "cache").known(str(tmp_path / "f3")) == A
 
@@ -314,3 +321,24 @@ def test_threads_share_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         thread.join()
     assert wrong == []
     assert StatCache(tmp_path / "cache").known(str(tmp_path / "f7")) == expected["f7"]
+
+
+def test_another_process_is_believed_of_files_that_are_not_known_here(tmp_path: Path) -> None:
+    there, here = StatCache(tmp_path / "there"), StatCache(tmp_path / "here")
+    first, second = _stat(4, OLD_NS, OLD_NS, ino=7), _stat(4, OLD_NS, OLD_NS, ino=8)
+    there.vouch(first, A, OLD_NS + 10 * RACY_NS)
+    there.vouch(second, A, OLD_NS + 10 * RACY_NS)
+    here.learn(there.take_new())
+    assert here.vouches(first, A)
+    assert here.vouches(second, A)
+    assert there.take_new() == []
+
+
+def test_another_process_is_not_believed_of_a_file_that_changed(tmp_path: Path) -> None:
+    there, here = StatCache(tmp_path / "there"), StatCache(tmp_path / "here")
+    before, after = _stat(4, OLD_NS, OLD_NS), _stat(4, OLD_NS, OLD_NS + 1)
+    here.vouch(before, A, OLD_NS + 10 * RACY_NS)
+    there.vouch(after, A, OLD_NS + 10 * RACY_NS)
+    here.learn(there.take_new())
+    assert not here.vouches(after, A)
+    assert here.vouches(before, A)

@@ -16,6 +16,7 @@ import pytest
 
 from ftbuild.errors import MachineError
 from ftbuild.store import disk, durability, journal, session
+from ftbuild.store.actions import Record
 from ftbuild.store.durability import Flusher
 from ftbuild.store.store import Store
 from store_kit import build, contents, damage, key_of, open_store, put, record_of, truncate
@@ -442,3 +443,108 @@ def test_store_deleted_while_it_is_used_is_an_error_of_the_machine(tmp_path: Pat
     store.close()
     with open_store(tmp_path) as again:
         assert build(again, "a", {"out": b"1"}).tree == tree
+
+
+def fetch(store: Store, name: object, files: dict[str, bytes]) -> Record:
+    record = record_of(name, put(store, files))
+    store.publish_fetched(record)
+    return record
+
+
+def test_fetched_record_waits_for_no_disk_and_is_found_by_the_next(
+    tmp_path: Path, flushes: list[int]
+) -> None:
+    with open_store(tmp_path) as store:
+        record = fetch(store, "a", {"out": b"1"})
+        assert store.find(record.key) == record
+        store.flush_own()
+    for _ in range(2):  # it stays what it is for a while
+        with open_store(tmp_path) as store:
+            assert store.find(record.key) == record
+            assert contents(store.lay_out(record.tree)) == {"out": b"1"}
+    assert flushes == []
+    assert _names(tmp_path / "store", "pending") == [f"{record.key}.json"]
+
+
+def _age_what_was_left(store_root: Path) -> None:
+    [left] = (store_root / "v1" / "tmp").glob("*/left")
+    long_ago = time.time() - session.SETTLE_S - 1
+    os.utime(left, (long_ago, long_ago))
+
+
+def _leave(tmp_path: Path) -> Record:
+    with open_store(tmp_path) as store:
+        return fetch(store, "a", {"out": b"1", "large": b"2" * 100_000})
+
+
+def test_fetched_record_is_made_durable_a_minute_later(tmp_path: Path, flushes: list[int]) -> None:
+    record = _leave(tmp_path)
+    _age_what_was_left(tmp_path / "store")
+    with open_store(tmp_path) as store:
+        assert flushes == [3, 0]
+        assert _names(store.root, "actions") == [f"{record.key}.json"]
+        assert store.find(record.key) == record
+        assert os.listdir(store.root / "v1" / "pending") == []
+        assert os.listdir(store.root / "v1" / "tmp") == []
+
+
+@pytest.mark.parametrize("harm", ["none", "short", "other bytes"])
+def test_fetched_record_of_another_boot_is_hashed_first(tmp_path: Path, harm: str) -> None:
+    record = _leave(tmp_path)
+    _move_elsewhere(_owner(tmp_path / "store"))
+    large, _ = record.tree.entries
+    blob = tmp_path / "store" / "v1" / "blobs" / large.digest[:2] / large.digest
+    if harm == "short":
+        truncate(blob, 0)
+    elif harm == "other bytes":
+        damage(blob, b"?")
+    with open_store(tmp_path) as store:
+        assert store.find(record.key) == (record if harm == "none" else None)
+        assert os.listdir(store.root / "v1" / "pending") == []
+
+
+def test_short_blob_of_a_fetched_record_is_a_miss_in_the_same_boot(tmp_path: Path) -> None:
+    """A disk that went away and came back while the machine ran on."""
+    record = _leave(tmp_path)
+    large, _ = record.tree.entries
+    truncate(tmp_path / "store" / "v1" / "blobs" / large.digest[:2] / large.digest, 10)
+    with open_store(tmp_path) as store:
+        assert store.find(record.key) is None
+
+
+def test_fetched_record_is_flushed_with_one_that_was_made_here(
+    tmp_path: Path, flushes: list[int]
+) -> None:
+    with open_store(tmp_path) as store:
+        fetch(store, "a", {"out": b"1"})
+        build(store, "b", {"out": b"2"})
+    assert flushes == [4, 0]
+    assert len(_names(tmp_path / "store", "actions")) == 2
+
+
+def test_much_that_was_fetched_is_flushed_at_once(
+    store: Store, flushes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_MAX_WAITING_BYTES", 10)
+    fetch(store, "a", {"out": b"1" * 6})
+    assert flushes == []
+    fetch(store, "b", {"out": b"2" * 6})
+    assert flushes == [4, 0]
+
+
+def test_bytes_fetched_for_a_durable_record_are_made_durable(
+    tmp_path: Path, flushes: list[int]
+) -> None:
+    with open_store(tmp_path) as store:
+        record = build(store, "a", {"out": b"1"})
+        store.flush()
+        del flushes[:]
+        store.publish_fetched(record)
+    assert flushes == [2, 0]
+
+
+def test_gc_spares_what_was_fetched_and_waits(tmp_path: Path) -> None:
+    record = _leave(tmp_path)
+    with open_store(tmp_path) as store:
+        store.gc(grace_s=0, max_bytes=0)
+        assert store.find(record.key) == record

@@ -138,6 +138,37 @@ def test_power_cut_test_turns_red_without_fsync_of_blobs(disk: Disk) -> None:
     assert cuts.bad > 0
 
 
+def _cut_after_a_fetch(disk: Disk, name: str, then: str, *, names_last: bool = False) -> int:
+    """Cut the power when what was fetched waits for the kernel; build again; return its code."""
+    directory = disk.mounted / name
+    directory.mkdir()
+    os.sync()
+    assert run_writer(directory, "fetched").returncode == 0
+    if names_last:  # names reach the disk, as they may at any moment; their bytes do not
+        for path in sorted(directory.rglob("*")):
+            if path.is_dir() or path.name.endswith((".json", "owner", "left")):
+                subprocess.run(["sync", str(path)], check=True)
+    disk.cut_power()
+    disk.restart()
+    assert not names_last or corrupt_blobs(directory / "store")
+    return run_writer(directory, then).returncode
+
+
+def test_power_cut_after_a_fetch_costs_fetching_again_at_most(disk: Disk) -> None:
+    bad = 0
+    for number in range(4):
+        code = _cut_after_a_fetch(disk, f"fetched{number}", "", names_last=number > 1)
+        bad += code != 0 or bool(records_without_bytes(disk.mounted / f"fetched{number}/store"))
+    report("2", f"power cut on {disk.kind} after a fetch", fired=4, bad=bad)
+    assert bad == 0
+
+
+def test_power_cut_after_a_fetch_turns_red_where_sizes_are_not_looked_at(disk: Disk) -> None:
+    is_red = _cut_after_a_fetch(disk, "red", "no look at sizes", names_last=True) != 0
+    report("2", f"power cut on {disk.kind} after a fetch", control_red=is_red)
+    assert is_red
+
+
 def test_recovery_hashes_what_a_power_cut_left_pending(disk: Disk) -> None:
     """Pending records reach the disk without their bytes: none of them may be promoted."""
     directory = disk.mounted / "pending"

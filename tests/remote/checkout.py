@@ -47,7 +47,7 @@ class Checkout:
 
     @contextmanager
     def open(self, **options: bool) -> Iterator[Project]:
-        names = ("FTBUILD_", "GITHUB_", "GITLAB_", "CI_", "AWS_")
+        names = ("FTBUILD_", "GITHUB_", "GITLAB_", "CI_", "AWS_", "AZURE_", "GOOGLE_")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(names)}
         given = {"FTBUILD_CACHE": str(self.store), **self.environment}
         with (

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from faults.fault_report import report
-from ftbuild.remote import guard, web
+from ftbuild.remote import connection, guard
 from remote.checkout import Checkout, checkout
 from remote_kit import NGINX, Handler, free_port, nginx, serve
 from store_kit import corrupt_blobs, records_without_bytes
@@ -175,7 +175,7 @@ def test_lie_is_a_miss_and_one_warning(
     name: str,
     of: str,
 ) -> None:
-    monkeypatch.setattr(web, "STALL_S", 0.6)
+    monkeypatch.setattr(connection, "STALL_S", 0.6)
     a, honest = right
     state = State(dict(honest))
     lie = LIES[name](state)

@@ -106,7 +106,7 @@ def test_without_verifying_a_flipped_bit_would_get_through(
     real = disk.write_and_hash
     expected = [e.digest for e in record.tree.entries if e.path == "big"]
 
-    def trusting_large(path: str, blocks: object) -> object:
+    def trusting_large(path: str, blocks: object, _: object = None) -> object:
         data = b"".join(blocks)  # type: ignore[call-overload]
         return trusting(path, [data]) if len(data) > 1_100_000 else real(path, [data])
 

@@ -30,6 +30,17 @@ def choice(config: Reading, key: str, attribute: str, default: str) -> str:
     return default
 
 
+def optimizer(config: Reading, key: str) -> dict[str, Any]:
+    """Return the optimizer, and what AdamW has of its own."""
+    name = choice(config, key, "optimizer", "adamw_torch_fused")
+    found: dict[str, Any] = {"optimizer": name}
+    if "adamw" in name:
+        names = (("adam_beta1", "beta1"), ("adam_beta2", "beta2"), ("adam_epsilon", "eps"))
+        given = {ours: config.number(theirs) for theirs, ours in names if theirs in config}
+        found["optimizer_settings"] = given or None
+    return found
+
+
 def length(config: Reading, key: str, default: float) -> dict[str, Any]:
     """Return `max_steps` or `epochs`."""
     epochs = config.number(key, default)

@@ -14,6 +14,7 @@ from ftbuild_rules.importers._chain import MODEL, QUANTIZED, Chain
 from ftbuild_rules.importers._method import (
     choice,
     length,
+    optimizer,
     schedule_settings,
     when_to_evaluate,
 )
@@ -258,7 +259,7 @@ def _training(config: Reading, dtype: str, *, has_eval: bool) -> dict[str, Any]:
         "warmup": _warmup(config),
         "weight_decay": config.number("weight_decay") or None,
         "max_grad_norm": config.number("max_grad_norm"),
-        "optimizer": choice(config, "optimizer", "optimizer", "adamw_torch_fused"),
+        **optimizer(config, "optimizer"),
         "dtype": dtype,
         "attention": _attention(config, dtype),
         "activation_checkpointing": _checkpointing(config),

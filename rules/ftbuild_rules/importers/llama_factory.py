@@ -13,6 +13,7 @@ from ftbuild_rules.importers._llama_factory_rows import read_rows
 from ftbuild_rules.importers._method import (
     choice,
     length,
+    optimizer,
     schedule_settings,
     when_to_evaluate,
 )
@@ -292,7 +293,7 @@ def _training(config: Reading, dtype: str, *, has_eval: bool) -> dict[str, Any]:
         "warmup": (steps or ratio) or None,
         "weight_decay": config.number("weight_decay") or None,
         "max_grad_norm": config.number("max_grad_norm"),
-        "optimizer": choice(config, "optim", "optimizer", "adamw_torch_fused"),
+        **optimizer(config, "optim"),
         "dtype": dtype,
         "attention": _attention(config, dtype),
         "liger": True if config.take("enable_liger_kernel") else None,
