@@ -96,6 +96,20 @@ KNOWN = "base_model: models/tiny\nlearning_rate: 1e-5\n"
             "write the targets by hand: `ftbuild rules dataset` lists the formats\n",
         ),
         (
+            KNOWN + "datasets:\n  - path: data/chats.jsonl\n    type: chat_template\n"
+            "  - path: data/alpaca.jsonl\n    type: alpaca\n",
+            "error[E0034]: rows of several forms cannot be mixed: messages, segments\n"
+            "  --> c.yml:3:1\n  3 | datasets:\n    | ^^^^^^^^\n"
+            "  fix: import each form on its own, and let the second training continue the first\n",
+        ),
+        (
+            KNOWN + "rl: dpo\ndatasets:\n  - path: data/pairs.jsonl\n    type: chatml.intel\n"
+            "  - path: data/pairs.jsonl\n    type: llama3.intel\n",
+            "error[E0034]: another dataset sets `chat_template` otherwise\n"
+            "  --> c.yml:8:5\n  8 |     type: llama3.intel\n    |     ^^^^\n"
+            "  fix: one `tokens` target renders all rows alike: import each dataset on its own\n",
+        ),
+        (
             "model_name_or_path: models/tiny\nstage: ppo\ndataset: identity\n",
             "error[E0034]: `stage: ppo` cannot be imported\n"
             "  --> c.yml:2:1\n  2 | stage: ppo\n    | ^^^^^\n"

@@ -100,7 +100,7 @@ def _parts(
 ) -> tuple[str, str | None]:
     """Return the rows to train on and those to evaluate on: given, or set aside."""
     if others:
-        return rows, chain.rows(others, "eval_rows")
+        return rows, chain.rows(others, "eval_rows", "test_datasets")
     share = float(config.number("val_set_size", 0.0))
     if share >= 1:
         config.note("val_set_size", "a share below 1 can be imported; no rows were set aside")
@@ -175,7 +175,11 @@ def _set(rows: Reading, tokens: dict[str, Any], name: str, value: Any) -> None:
     if value is None:
         return
     if tokens.setdefault(name, value) != value:
-        rows.note("type", f"another dataset sets `{name}` otherwise; that one was written")
+        raise rows.problem(
+            "type",
+            f"another dataset sets `{name}` otherwise",
+            "one `tokens` target renders all rows alike: import each dataset on its own",
+        )
 
 
 def _text(rows: Reading, column: str) -> dict[str, Any]:

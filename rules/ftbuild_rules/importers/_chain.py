@@ -6,7 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ftbuild.api import Imported, Note, Table
+from ftbuild.api import Imported, ImportProblem, Note, Table
+from ftbuild_rules.formats._all import FORMATS
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 MODEL, QUANTIZED = "base", "base_quantized"
@@ -36,10 +37,21 @@ class Chain:
             return name
         return f"hf:{name}@{revision}" if revision else f"hf:{name}"
 
-    def rows(self, sources: list[dict[str, Any]], name: str = "rows") -> str:
-        """Add a dataset, or several and their mix, and return the target that holds all rows."""
+    def rows(self, sources: list[dict[str, Any]], name: str = "rows", key: str = "datasets") -> str:
+        """Add a dataset, or several and their mix, and return the target that holds all rows.
+
+        Raises:
+            ImportProblem: rows of several forms, which cannot be mixed.
+        """
         if len(sources) == 1:
             return self.add("dataset", name, **sources[0])
+        forms = {FORMATS[each["format"]].FORM for each in sources}
+        if len(forms) > 1:
+            raise ImportProblem(
+                (key,),
+                f"rows of several forms cannot be mixed: {', '.join(sorted(forms))}",
+                "import each form on its own, and let the second training continue the first",
+            )
         names = [
             self.add("dataset", f"{name}_{number}", **each)
             for number, each in enumerate(sources, 1)

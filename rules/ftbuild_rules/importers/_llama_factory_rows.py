@@ -38,14 +38,14 @@ def read_rows(config: Reading, chain: Chain, method: str) -> tuple[str, str | No
     if not names:
         raise config.problem("dataset", "`dataset` is empty", "name the rows to train on")
     info = _info(config, chain)
-    rows = chain.rows(_all(config, "dataset", names, info, chain, method))
+    rows = chain.rows(_all(config, "dataset", names, info, chain, method), key="dataset")
     strategy = config.take("mix_strategy", "concat")
     if len(names) > 1 and strategy not in _MIXED:
         config.note("mix_strategy", "all rows of all datasets are taken; `mix` has `weights`")
     tests = config.names("eval_dataset")
     if tests:
         found = _all(config, "eval_dataset", tests, info, chain, method)
-        return rows, chain.rows(found, "eval_rows")
+        return rows, chain.rows(found, "eval_rows", "eval_dataset")
     share = float(config.number("val_size", 0.0))
     if share >= 1:
         config.note("val_size", "a share below 1 can be imported; no rows were set aside")

@@ -12,7 +12,7 @@ from ftbuild_rules.training._other_tools import TRAINING_NAMES, TRAINING_REMEDIE
 _REMEDIES = {**DATASET_REMEDIES, **TOKENS_REMEDIES, **TRAINING_REMEDIES}
 _NAMES = {**DATASET_NAMES, **TOKENS_NAMES, **TRAINING_NAMES}
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-_NONE = "ftbuild has no counterpart; nothing was written for it"
+_NONE = "not imported: nothing was written for it"
 
 
 class Reading:
