@@ -118,7 +118,8 @@ def main() -> None:
     work.mkdir(parents=True)
     if options.tables != "link":
         print(
-            f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
+            f"{os.cpu_count()} cores, Linux {platform.release()}, "
+            f"Python {platform.python_version()}"
         )
     for name in options.tables.split(","):
         {"second": second, "link": link, "sent": sent, "many": many}[name](work, options)
