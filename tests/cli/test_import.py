@@ -110,6 +110,11 @@ KNOWN = "base_model: models/tiny\nlearning_rate: 1e-5\n"
             "  fix: one `tokens` target renders all rows alike: import each dataset on its own\n",
         ),
         (
+            "model_name_or_path: models/tiny\nstage: [sft]\n",
+            "error[E0034]: `stage` should be text\n"
+            "  --> c.yml:2:1\n  2 | stage: [sft]\n    | ^^^^^\n  fix: write one\n",
+        ),
+        (
             "model_name_or_path: models/tiny\nstage: ppo\ndataset: identity\n",
             "error[E0034]: `stage: ppo` cannot be imported\n"
             "  --> c.yml:2:1\n  2 | stage: ppo\n    | ^^^^^\n"

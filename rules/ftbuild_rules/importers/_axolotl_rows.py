@@ -160,7 +160,7 @@ def _format(config: Reading, rows: Reading, method: str, tokens: dict[str, Any])
         "completion": lambda: _text(rows, str(rows.take("field", "text"))),
         "sharegpt": lambda: _sharegpt(config, rows, tokens),
     }
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise rows.problem(
             "type",
             f"rows of the type `{kind}` cannot be imported",
@@ -250,7 +250,7 @@ def _columns(rows: Reading, usual: str) -> dict[str, Any]:
     messages = rows.take("field_messages", usual)
     if messages != usual:
         columns["messages" if usual == "messages" else usual] = messages
-    mapping = rows.take("message_property_mappings", {})
+    mapping = rows.table("message_property_mappings").values
     role = rows.take("message_field_role") or mapping.get("role", "role")
     content = rows.take("message_field_content") or mapping.get("content", "content")
     known = (("role", "content"), ("from", "value"))
@@ -267,7 +267,7 @@ def _columns(rows: Reading, usual: str) -> dict[str, Any]:
         columns["tools"] = tools
     roles = {
         source: target
-        for target, sources in rows.take("roles", {}).items()
+        for target, sources in rows.table("roles").values.items()
         for source in sources
         if source != target
     }
@@ -278,7 +278,7 @@ def _columns(rows: Reading, usual: str) -> dict[str, Any]:
 def _template(config: Reading, rows: Reading, tokens: dict[str, Any]) -> None:
     """Take over the chat template: the dataset's, else that of the whole file."""
     where = rows if "chat_template" in rows or "chat_template_jinja" in rows else config
-    name, text = where.take("chat_template"), where.take("chat_template_jinja")
+    name, text = where.text("chat_template"), where.text("chat_template_jinja")
     if text is not None and name in (None, "jinja"):
         is_file = str(text).endswith((".jinja", ".jinja2", ".j2"))
         _set(rows, tokens, "chat_template_file" if is_file else "chat_template_jinja", text)

@@ -42,6 +42,13 @@ class Reading:
             raise self.problem(name, f"`{name}` should be a number", "write one")
         return value
 
+    def text(self, name: str, default: str | None = None) -> Any:
+        """Return a text."""
+        value = self.take(name, default)
+        if value is not None and not isinstance(value, str):
+            raise self.problem(name, f"`{name}` should be text", "write one")
+        return value
+
     def names(self, name: str) -> list[str]:
         """Return a list of names, which may be written as one text with commas."""
         value = self.take(name, [])

@@ -69,7 +69,7 @@ def _method(config: Reading) -> str:
         return "prm"
     if config.take("pretraining_dataset"):
         return "pretrain"
-    given = config.take("rl")
+    given = config.text("rl")
     if given is None:
         return "sft"
     if given not in _METHODS:
@@ -111,7 +111,7 @@ def _model(config: Reading, chain: Chain, dtype: str) -> bool:
         add_tokens=config.take("tokens"),
     )
     special.finish()
-    adapter = config.take("adapter")
+    adapter = config.text("adapter")
     if adapter not in (None, "lora", "qlora"):
         raise config.problem(
             "adapter", f"there is no adapter `{adapter}`", "`lora` and `qlora` can be imported"
@@ -319,7 +319,7 @@ def _of_the_method(config: Reading, method: str) -> dict[str, Any]:
     if beta is None and method == "orpo":
         beta = config.number("orpo_alpha")
     found["beta"] = 0.1 if beta is None else beta
-    if config.take("rl") == "simpo":
+    if config.text("rl") == "simpo":
         found |= {
             "loss": "simpo",
             "gamma": config.number("simpo_gamma", 0.5),

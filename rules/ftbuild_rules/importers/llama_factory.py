@@ -89,7 +89,7 @@ def convert(config: dict[str, Any], folder: Path) -> Imported:
 
 def _method(config: Reading) -> str:
     """Return the rule that trains."""
-    stage = config.take("stage", "sft")
+    stage = config.text("stage", "sft")
     if stage not in _STAGES:
         raise config.problem(
             "stage",
@@ -98,7 +98,7 @@ def _method(config: Reading) -> str:
         )
     if stage != "dpo":
         return _STAGES[stage]
-    loss = config.take("pref_loss", "sigmoid")
+    loss = config.text("pref_loss", "sigmoid")
     if loss not in _LOSSES:
         raise config.problem(
             "pref_loss",
@@ -129,7 +129,7 @@ def _dtype(config: Reading) -> str:
 
 def _template(config: Reading, method: str) -> str | None:
     """Return the chat template that the base model gets, None for its own."""
-    name = config.take("template")
+    name = config.text("template")
     if name is None or method == "pretrain":
         return None
     if name == "smollm2":
@@ -167,7 +167,7 @@ def _model(config: Reading, chain: Chain, dtype: str, template: str | None) -> N
     bits = config.number("quantization_bit")
     if bits is None:
         return
-    method = config.take("quantization_method", "bnb")
+    method = config.text("quantization_method", "bnb")
     if bits not in (4, 8) or method not in ("bnb", "bitsandbytes"):
         raise config.problem(
             "quantization_bit",
@@ -309,7 +309,7 @@ def _training(config: Reading, dtype: str, *, has_eval: bool) -> dict[str, Any]:
 
 
 def _attention(config: Reading, dtype: str) -> str | None:
-    given = config.take("flash_attn")
+    given = config.text("flash_attn")
     if given is None:
         return None
     wanted = _ATTENTION.get(given)
@@ -327,7 +327,7 @@ def _of_the_method(config: Reading, method: str) -> dict[str, Any]:
     if method not in ("dpo", "ipo", "kto", "orpo"):
         return {}
     found: dict[str, Any] = {"beta": config.number("pref_beta", 0.1)}
-    loss = config.take("pref_loss", "sigmoid")
+    loss = config.text("pref_loss", "sigmoid")
     if method == "orpo":
         found["loss"] = loss
         if loss == "simpo":
