@@ -48,6 +48,7 @@ cli.* __main__
 # No dependency of the core, imported only where a user asks for it: `hf:` needs the hub's client.
 ON_REQUEST = {
     ("ftbuild.sources.hub", "huggingface_hub"),
+    ("ftbuild.sources.hub", "yaml"),
     ("ftbuild.sources.sql", "sqlalchemy"),
     ("ftbuild.sources.bucket", "fsspec"),
     ("ftbuild.sources.bucket", "obstore"),

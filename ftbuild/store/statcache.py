@@ -146,11 +146,17 @@ class StatCache:
         return [[*inode, *self._inodes[inode]] for inode in new if inode in self._inodes]
 
     def learn(self, new: list[list[Any]]) -> None:
-        """Believe what `take_new` of another process returned."""
+        """Believe what `take_new` of another process returned, but of files known here already.
+
+        Such a process runs code of others. One of these files that is not what it was is hashed
+        again, whatever is said of it.
+        """
         for device, number, *vouch in new:
             size, mtime_ns, ctime_ns, digest = vouch
             inode = (device, number)
-            self._inodes[inode] = (size, mtime_ns, ctime_ns, digest)
+            found = (size, mtime_ns, ctime_ns, digest)
+            if self._inodes.setdefault(inode, found) != found:
+                continue
             self._used.add(inode)
             self._new[inode] = None
             self._changed = True
