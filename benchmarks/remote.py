@@ -4,8 +4,9 @@
 
 Three tables, all against a real nginx with WebDAV on loopback or a folder on the same disk:
 
-- second: a colleague's `make` of a model that is in the remote store, beside `curl` of as many
-  bytes in one file from the same server, in turn; the median counts
+- second: a colleague's first `make` of a model that is in the remote store, beside `curl` (or `cp`)
+  of as many bytes in one file from the same server, in turn, neither made durable; the median
+  counts. Start-up is `plan` in such a checkout. One row is over a link of 1 Gbit/s
 - sent: after a merge that touched a part of the weights, and after an edit of one row, the bytes
   that changed, and those that each tool sends or stores anew: `ftbuild`, restic and borg (as
   their repositories grow), DVC (as its remote grows), and a plain sync of changed files
@@ -23,9 +24,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from _measure import measure
@@ -33,9 +34,11 @@ from _measure import measure
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
-from remote_kit import Nginx, nginx  # noqa: E402
+from remote_kit import Nginx, nginx, s3  # noqa: E402
 
-ROUNDS = 7
+ROUNDS = 5
+Fetch = Callable[[Path], object]
+Put = Callable[[Path], object]
 LIMIT_S = 1800.0
 MODEL_BYTES = 269_000_000
 NUM_TENSORS = 272
@@ -58,6 +61,8 @@ class Place:
 
     root: Path
     remote: str
+    more: dict[str, str] = field(default_factory=dict)
+    """What else its remote needs in the environment."""
 
     def environment(self) -> dict[str, str]:
         return {
@@ -67,6 +72,7 @@ class Place:
             "FTBUILD_CACHE": str(self.root.with_name(f"{self.root.name}-store")),
             "FTBUILD_REMOTE": self.remote,
             "LANG": "C.UTF-8",
+            **self.more,
         }
 
     def run(self, *args: str) -> float:
@@ -89,12 +95,12 @@ class Place:
         return used.wall_s, used.peak_mib
 
 
-def place(work: Path, name: str, remote: str) -> Place:
+def place(work: Path, name: str, remote: str, more: dict[str, str] | None = None) -> Place:
     """Make a checkout with nothing in it but its manifest."""
     root = work / name
     root.mkdir()
     (root / "FTBUILD.toml").write_text(MANIFEST)
-    return Place(root, remote)
+    return Place(root, remote, more or {})
 
 
 def main() -> None:
@@ -110,60 +116,128 @@ def main() -> None:
     work = options.work.resolve()
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    print(f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}")
+    if options.tables != "link":
+        print(
+            f"{os.cpu_count()} cores, Linux {platform.release()}, "
+            f"Python {platform.python_version()}"
+        )
     for name in options.tables.split(","):
-        {"second": second, "sent": sent, "many": many}[name](work, options)
+        {"second": second, "link": link, "sent": sent, "many": many}[name](work, options)
     shutil.rmtree(work)
 
 
 def second(work: Path, options: argparse.Namespace) -> None:
-    with nginx(work / "nginx") as server:
+    print("\n| server | plain copy, s | ftbuild make, s | of it start-up, s | |")
+    print("|---|---|---|---|---|")
+    for kind in ("nginx", "s3", "folder"):
+        measured(work / kind, kind, options)
+    if os.geteuid() == 0 and shutil.which("tc"):
+        # The loopback of a network namespace of its own, as slow as a network.
+        command = [sys.executable, __file__, "--tables", "link", "--work", str(work / "link")]
         if options.project:
-            here = Place(work / "first", server.url)
-            shutil.copytree(options.project, here.root)
-            shutil.rmtree(here.root / ".ftbuild", ignore_errors=True)
-            manifest = here.root / "FTBUILD.toml"
-            manifest.write_text(manifest.read_text().replace('dir = "../../cache"', ""))
-            shutil.copytree(options.cache, work / "first-store")
-            here.run("make", options.target)
-            here.run("push", options.target)
-            wanted = options.target
-        else:
-            here = place(work, "first", server.url)
-            (here.root / "made").mkdir()
-            weights(here.root / "made" / "model.safetensors", set())
-            here.run("make")
-            wanted = "all"
+            command += ["--project", str(options.project), "--cache", str(options.cache)]
+        subprocess.run(["unshare", "-n", *command, "--target", options.target], check=True)
+
+
+def link(work: Path, options: argparse.Namespace) -> None:
+    subprocess.run("ip link set lo up", shell=True, check=True)
+    shape = "tc qdisc add dev lo root tbf rate 1gbit burst 256kb latency 50ms"
+    subprocess.run(shape, shell=True, check=True)
+    measured(work / "nginx", "nginx", options, name="nginx, 1 Gbit/s")
+
+
+def measured(work: Path, kind: str, options: argparse.Namespace, name: str = "") -> None:
+    """Print the row of one server: a plain copy and a second make in turn, the medians."""
+    work.mkdir(parents=True)
+    with server_of(kind, work) as (url, more, fetch_plain, put_plain):
+        here = first(work, url, more, options)
+        wanted = options.target if options.project else "all"
         output = here.root / "ftbuild-out" / wanted
-        size = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
-        with (server.data / "plain").open("wb") as file:
-            for path in sorted(p for p in output.rglob("*") if p.is_file()):
-                file.write(path.read_bytes())
-        plain, ours, counts = [], [], 0
+        put_plain(output)
+        plain, ours, start = [], [], []
         for number in range(ROUNDS):
-            plain.append(copy(server, work / "copy"))
-            there = Place(work / f"second-{number}", server.url)
+            began = time.monotonic()
+            fetch_plain(work / "copy")
+            plain.append(time.monotonic() - began)
+            there = Place(work / f"second-{number}", url, more)
             shutil.copytree(
                 here.root, there.root, ignore=shutil.ignore_patterns(".ftbuild", "ftbuild-out")
             )
-            before = len(server.requests())
+            start.append(there.run("plan", wanted))  # all but the fetching, from a cold start
+            shutil.rmtree(there.root / ".ftbuild")
+            shutil.rmtree(there.root.with_name(f"{there.root.name}-store"))
             ours.append(there.run("make", wanted))
-            counts = len(server.requests()) - before
             shutil.rmtree(there.root)
             shutil.rmtree(there.root.with_name(f"{there.root.name}-store"))
-    a, b = statistics.median(plain), statistics.median(ours)
-    print(f"\n### second make of `{wanted}`, {size:,} bytes, {counts} requests\n")
-    print("| | s | MB/s | |\n|---|---|---|---|")
-    print(f"| curl, one file | {a:.2f} | {size / a / 1e6:.0f} | x 1 |")
-    print(f"| ftbuild make | {b:.2f} | {size / b / 1e6:.0f} | x {b / a:.2f} |")
+    a, b, c = map(statistics.median, (plain, ours, start))
+    print(f"| {name or kind} | {a:.2f} | {b:.2f} | {c:.2f} | x {b / a:.2f} |", flush=True)
 
 
-def copy(server: Nginx, target: Path) -> float:
-    """Copy the plain file from the server; return the seconds that it took."""
+def first(work: Path, url: str, more: dict[str, str], options: argparse.Namespace) -> Place:
+    """Return a checkout that has built and sent what is to be fetched."""
+    if options.project:
+        here = Place(work / "first", url, more)
+        ours = shutil.ignore_patterns(".ftbuild", "ftbuild-out")
+        shutil.copytree(options.project, here.root, ignore=ours)
+        manifest = here.root / "FTBUILD.toml"
+        manifest.write_text(manifest.read_text().replace('dir = "../../cache"', ""))
+        shutil.copytree(options.cache, work / "first-store")
+        here.run("make", options.target)
+        here.run("push", options.target)
+        return here
+    here = place(work, "first", url, more)
+    noise = f"head -c {MODEL_BYTES} /dev/zero | openssl enc -aes-128-ctr -K 00 -iv 00"
+    text = f'[command.all]\nrun = "{noise} > $out/model.safetensors"\n'
+    (here.root / "FTBUILD.toml").write_text(MANIFEST.partition("[command")[0] + text)
+    here.run("make")
+    return here
+
+
+@contextmanager
+def server_of(kind: str, work: Path) -> Iterator[tuple[str, dict[str, str], Fetch, Put]]:
+    """Run a server; give its address, what its client needs, and how bytes are copied plainly."""
+    if kind == "nginx":
+        with nginx(work / "nginx") as server:
+            yield (
+                server.url,
+                {},
+                lambda to: curl(f"{server.url}/plain", to),
+                lambda output: join(output, server.data / "plain"),
+            )
+    elif kind == "s3":
+        with s3() as more:
+            plain = f"{more['AWS_ENDPOINT_URL']}/team/plain"
+            join_to = work / "plain"
+            yield (
+                "s3://team/ft",
+                more,
+                lambda to: curl(plain, to),
+                lambda output: (
+                    join(output, join_to),
+                    subprocess.run(["curl", "-sf", "-T", join_to, plain], check=True),
+                ),
+            )
+    else:
+        plain_file = work / "plain"
+        yield (
+            str(work / "remote"),
+            {},
+            lambda to: subprocess.run(["cp", "--reflink=never", plain_file, to], check=True),
+            lambda output: join(output, plain_file),
+        )
+
+
+def join(output: Path, target: Path) -> None:
+    """Write all files of an artifact into one."""
+    with target.open("wb") as file:
+        for path in sorted(p for p in output.rglob("*") if p.is_file()):
+            file.write(path.read_bytes())
+
+
+def curl(url: str, target: Path) -> None:
+    """Copy a file from a server, plainly."""
     target.unlink(missing_ok=True)
-    began = time.monotonic()
-    subprocess.run(["curl", "-sf", "-o", target, f"{server.url}/plain"], check=True)
-    return time.monotonic() - began
+    subprocess.run(["curl", "-sf", "-o", target, url], check=True)
 
 
 def weights(path: Path, changed: set[int], *, seed: int = 0) -> int:

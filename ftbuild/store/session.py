@@ -51,12 +51,13 @@ class Session:
 
     def close(self) -> None:
         """Remove the folders; records that are not durable stay, and who left them, for later."""
-        try:
-            with suppress(FileNotFoundError):
-                os.rmdir(self.pending)
-            disk.remove(self.folder)
-        except OSError:
+        with suppress(OSError):
+            os.rmdir(self.pending)
+        if _names(self.pending):
             self._leave()
+        else:
+            with suppress(OSError):
+                disk.remove(self.folder)
         os.close(self._lock)
 
     def _leave(self) -> None:
@@ -65,6 +66,13 @@ class Session:
                 if name != "owner":
                     disk.remove(f"{self.folder}/{name}")
             disk.write_new(f"{self.folder}/{_LEFT}", b"")
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _claim(path: str) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cli.toy import Toy
+from faults.fault_report import report
 
 WORDS = "xylophone"
 """No pattern would know it: what gives these away is where they stand."""
@@ -149,6 +150,7 @@ def test_no_canary_is_found_anywhere(toy: Toy) -> None:
     said.append(run(toy, "plan"))
     text = "\n".join(said)
     assert traces(toy, text) == []
+    report("42", "a secret in each place", fired=len(NEEDLES), bad=0)
     # It did come where it could have been told.
     assert "got … …" in text
     assert "error[E0118]" in text
@@ -184,4 +186,6 @@ def test_search_finds_a_canary_that_is_there(toy: Toy) -> None:
         'env = ["MY_API_TOKEN"]\n',
     )
     said = run(toy, "make", FTBUILD_SIGNING_KEY="")
-    assert any(CANARIES["MY_API_TOKEN"] in found for found in traces(toy, said))
+    is_red = any(CANARIES["MY_API_TOKEN"] in found for found in traces(toy, said))
+    report("42", "a secret in each place", control_red=is_red)
+    assert is_red

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.space import Space, blobs_of, has_ended, new_space
+from faults.fault_report import report
 from ftbuild.events import Finished, Progress, Started, Summary, Warned
 from store_kit import corrupt_blobs, damage, flip_bit, records_without_bytes
 
@@ -324,6 +325,7 @@ def test_source_that_changes_while_it_is_read_is_noticed(space: Space) -> None:
     assert list((space.store / "v1/actions").glob("*/*")) == []
     assert list((space.store / "v1/pending").glob("*/*")) == []
     assert space.plan() == {"bad": "stale"}
+    report("24", "an edit of a source while it is read", fired=1, bad=0)
 
 
 def test_source_that_vanishes_while_it_is_read_is_noticed(space: Space) -> None:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from engine.space import Space, blobs_of, has_ended
+from faults.fault_report import report
 from store_kit import corrupt_blobs, records_without_bytes
 
 CHAIN = """\
@@ -164,6 +165,7 @@ def test_signal_ends_a_build_and_all_its_children(
     (tmp_path / "go").touch()
     assert chain.make() == ["slow", "last"]
     assert ran(tmp_path) == ["first", "slow", "slow", "last"]
+    report("16", f"{signal.Signals(number).name} during a build", fired=1, bad=0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.fault_report import report
 from ftbuild.store import statcache
 from ftbuild.store.statcache import RACY_NS, StatCache, published_mtime_ns
 
@@ -65,6 +66,7 @@ def test_file_of_the_future_is_hashed_every_time(
     cache = StatCache(tmp_path / "cache")
     assert [cache.digest_of(str(file)) for _ in range(2)] == [A, A]
     assert len(hashed) == 2
+    report("23", "a file of the year 2038", fired=1, bad=0)
 
 
 @pytest.mark.parametrize(
@@ -146,14 +148,18 @@ def _stale_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int)
 def test_same_size_edits_with_the_old_mtime_are_all_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert _stale_digests(tmp_path, monkeypatch, 1000) == 0
+    stale = _stale_digests(tmp_path, monkeypatch, 1000)
+    report("25", "an edit of the same size with the old mtime", fired=1000, bad=stale)
+    assert stale == 0
 
 
 def test_without_the_racy_rule_edits_are_missed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statcache, "_is_settled", lambda stat, read_at_ns: True)
-    assert _stale_digests(tmp_path, monkeypatch, 1000) > 900
+    stale = _stale_digests(tmp_path, monkeypatch, 1000)
+    report("25", "an edit of the same size with the old mtime", control_red=stale > 0)
+    assert stale > 900
 
 
 def test_edit_while_hashing_is_not_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +259,7 @@ def test_damaged_cache_file_is_an_empty_cache(
     for data in [b"", b"\0" * 5000, b"{}", *damaged]:
         (tmp_path / "cache").write_bytes(data)
         assert StatCache(tmp_path / "cache").known(str(tmp_path / "f3")) is None
+    report("11", "a damaged stat cache", fired=len(damaged) + 3, bad=0)
     (tmp_path / "cache").write_bytes(good)
     assert StatCache(tmp_path / "cache").known(str(tmp_path / "f3")) == A
 

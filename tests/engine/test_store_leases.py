@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.fault_report import report
 from ftbuild.store import leases
 from ftbuild.store.store import Store
 from store_kit import build, key_of, open_store
@@ -60,6 +61,7 @@ def test_killed_holder_frees_the_lease(store: Store, holder: "subprocess.Popen[s
     holder.wait()
     with store.lease(key_of("a")):
         pass
+    report("21", "a lease whose holder was killed", fired=1, bad=0)
 
 
 def test_waiting_ends_when_the_holder_does(store: Store, holder: "subprocess.Popen[str]") -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from faults.fault_report import report
 from ftbuild.digest import Digest
 from ftbuild.errors import MachineError
 from ftbuild.store import actions
@@ -110,12 +111,14 @@ def test_damaged_record_is_never_a_hit(data: bytes) -> None:
         return
     with pytest.raises(DamagedRecord):
         decode(data, KEY)
+    report("10", "a damaged record", fired=1, bad=0)
 
 
 def test_without_the_self_digest_damage_is_a_wrong_hit(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(RECORD).replace(b'"toy"', b'"top"')
     monkeypatch.setattr(actions, "hash_bytes", lambda body: Digest(data[9:73].decode()))
     assert decode(data, KEY).document == {"rule": "top"}
+    report("10", "a damaged record", control_red=True)
 
 
 def test_published_record_is_found_here_and_later(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.fault_report import report
 from ftbuild.errors import ActionError
 from ftbuild.store.disk import SMALL_BYTES
 from ftbuild.store.statcache import published_mtime_ns
@@ -188,6 +189,7 @@ def test_names_of_all_sorts_are_kept(store: Store) -> None:
     tree = put(store, {name: name.encode() for name in names})
     assert [entry.path for entry in tree.entries] == sorted(names)
     assert contents(store.lay_out(tree)) == {name: name.encode() for name in names}
+    report("27", "an odd file name", fired=len(names), bad=0)
 
 
 def test_name_that_is_not_utf_8_is_an_error(store: Store) -> None:

@@ -1,6 +1,6 @@
 """Make docs/reliability.md of what the fault tests found.
 
-    FTBUILD_FAULT_REPORT=faults.jsonl pytest tests/faults tests/remote tests/engine/test_trust.py
+    FTBUILD_FAULT_REPORT=faults.jsonl pytest tests/faults tests/remote tests/engine tests/cli
     python tests/faults/reliability.py faults.jsonl
 
 `FTBUILD_FAULTS=all` fires at every point instead of a sample.
@@ -22,15 +22,28 @@ ROWS = {
     "7": "a failing fsync",
     "8": "a flipped bit in each object",
     "9": "truncated, empty and swapped blobs",
+    "10": "a damaged record",
+    "11": "a damaged stat cache",
+    "12": "a store that may only be read",
+    "13": "a store that is deleted during a build",
+    "14": "gc while a writer is frozen",
+    "16": "SIGINT, SIGTERM",
     "19": "several builds on one store",
     "20": "the same where locks do nothing",
+    "21": "a lease of a dead process",
+    "23": "a time in the future",
+    "24": "an edit during the build",
+    "25": "an edit that keeps size and mtime",
+    "27": "names with spaces, newlines, dashes, 255 bytes",
     "31": "a server that lies: truncated, garbage, too long, slow, redirected, a login page, …",
     "33": "a server that takes nothing: 403, 413, 500, 503, 507, …",
     "36": "damaged and missing objects of a remote store",
     "37": "no server at all",
     "38": "a transfer killed half way",
+    "39": "two writers of one key",
     "40": "a poisoned record under the right key",
     "41": "a signature that is not of the record, or of an unknown key",
+    "42": "secrets in environment, addresses, sources, settings",
 }
 HEAD = """\
 # Reliability

@@ -166,6 +166,7 @@ def test_read_only_store_still_gives_what_it_has(tmp_path: Path, disk: Path) -> 
             "error[E0652]: the store cannot be written: Read-only file system"
         )
         assert caught.value.exit_code == 5
+    report("12", "a store that may only be read", fired=1, bad=0)
     remount(disk, "rw")
 
 

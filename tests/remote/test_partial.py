@@ -16,7 +16,7 @@ from ftbuild.remote.folder import Folder
 from remote.checkout import Checkout, checkout
 from store_kit import contents, corrupt_blobs, flip_bit, truncate
 
-SIZE = 24 << 20
+SIZE = 48 << 20
 MANIFEST = f"""\
 [project]
 name = "large"
@@ -71,9 +71,9 @@ def partials(found: Checkout) -> list[Path]:
 
 
 def broken_off(tmp_path: Path, remote: Path, limited: Limited) -> tuple[Checkout, Path]:
-    """Return a checkout with some 16 of the 24 MiB, and the file that has them."""
+    """Return a checkout with some 30 of the 48 MiB, and the file that has them."""
     b = project(tmp_path / "b", remote)
-    limited.left = 18 << 20
+    limited.left = 40 << 20
     with pytest.raises(Exception, match="cannot be used"):
         b.pull("large")
     limited.left = 1 << 60

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.fault_report import report
 from ftbuild.remote import address, opening
 from remote.checkout import TAIL, Checkout, checkout
 from remote_kit import AZURITE, NGINX, azure, gcs, nginx, s3, strict
@@ -120,6 +121,7 @@ def test_first_of_two_results_stays_and_the_second_is_told(tmp_path: Path, remot
     assert b.push("dice") == {"dice": "different"}
     assert c.make("dice") == {"dice": "fetched"}
     assert c.digests()["dice"] == first
+    report("39", "a second result for one key", fired=1, bad=0)
 
 
 @pytest.mark.parametrize("kind", ["folder", "s3", "azure", "gcs"])
@@ -135,5 +137,6 @@ def test_of_twenty_writers_of_one_name_one_wins(
         with ThreadPoolExecutor(20) as pool:
             won = list(pool.map(lambda n: backend.put("ac/x", b"%d" % n, only_new=True), range(20)))
         assert sum(won) == 1
+        report("39", f"twenty writers of one record: {kind}", fired=20, bad=0)
         assert backend.get("ac/x", 9) == b"%d" % won.index(True)
         backend.close()
