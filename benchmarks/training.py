@@ -175,9 +175,71 @@ def plain_reward(model: Path) -> Callable[..., Any]:
     )
 
 
+def plain_kto(model: Path) -> Callable[..., Any]:
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    class Pretokenized(KTOTrainer):  # type: ignore[misc]  # untyped library
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            def turn(examples: dict[str, Any]) -> dict[str, Any]:
+                own = examples["completion_ids"]
+                return {**examples, "KL_completion_ids": [own[-1], *own[:-1]]}
+
+            return dataset.map(turn, batched=True, batch_size=BATCH)
+
+    rows = [
+        {
+            "prompt_ids": row["prompt_ids"],
+            "completion_ids": row[side],
+            "label": side == "chosen_ids",
+        }
+        for side in ("chosen_ids", "rejected_ids")
+        for row in rows_of("preference")
+    ]
+    return lambda settings, lora: Pretokenized(
+        str(model),
+        args=KTOConfig(**settings, train_sampling_strategy="sequential"),
+        train_dataset=Dataset.from_list(rows).shuffle(seed=42),
+        peft_config=lora,
+    )
+
+
+def plain_orpo(model: Path) -> Callable[..., Any]:
+    import json
+
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    class Pretokenized(ORPOTrainer):  # type: ignore[misc]  # untyped library
+        def tokenize_row(self, feature: dict[str, str], *_: Any) -> dict[str, list[int]]:
+            row = json.loads(feature["prompt"])
+            prompt = row["prompt_ids"]
+            found = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+            for side in ("chosen", "rejected"):
+                ids = prompt + row[f"{side}_ids"]
+                found[f"{side}_input_ids"] = ids
+                found[f"{side}_attention_mask"] = [1] * len(ids)
+                found[f"{side}_labels"] = [-100] * len(prompt) + row[f"{side}_ids"]
+            return found
+
+    rows = [
+        {"prompt": json.dumps(row), "chosen": "a", "rejected": "b"} for row in rows_of("preference")
+    ]
+    return lambda settings, lora: Pretokenized(
+        AutoModelForCausalLM.from_pretrained(model),
+        args=ORPOConfig(**settings, max_length=2 * LENGTH),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(model),
+        peft_config=lora,
+    )
+
+
 def main() -> None:
     from ftbuild_rules.training.dpo import dpo
     from ftbuild_rules.training.ipo import ipo
+    from ftbuild_rules.training.kto import kto
+    from ftbuild_rules.training.orpo import orpo
     from ftbuild_rules.training.reward_model import reward_model
     from ftbuild_rules.training.sft import sft
 
@@ -192,6 +254,8 @@ def main() -> None:
         "sft": (sft, "sft", plain_sft(path)),
         "dpo": (dpo, "preference", plain_dpo(path)),
         "ipo": (ipo, "preference", plain_dpo(path, loss_type=["ipo"])),
+        "kto": (kto, "preference", plain_kto(path)),
+        "orpo": (orpo, "preference", plain_orpo(path)),
         "reward_model": (reward_model, "preference", plain_reward(path)),
     }
     print(

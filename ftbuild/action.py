@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ftbuild import keys
 from ftbuild.digest import Digest
-from ftbuild.graph import Edge, Graph, RuleFacts, Target
+from ftbuild.graph import Edge, Graph, RuleFacts, Target, pins_of
 from ftbuild.lockfile import UNKNOWN, Lock, installed_version
 from ftbuild.sources.resolver import Resolved, Resolver
 from ftbuild.store.store import Store
@@ -70,9 +70,17 @@ class Describer:
             inputs=_inputs(target, facts, outputs),
             sources={name: _source_part(value) for name, value in sources.items()},
             variables=self._variables(target),
-            libraries={name: self._library(name) for name in facts.pins},
+            libraries=self._libraries(target, facts),
         )
         return Action(target, facts, document, keys.action_key(document), sources)
+
+    def _libraries(self, target: Target, facts: RuleFacts) -> dict[str, str]:
+        if not facts.toolchain:
+            return {name: self._library(name) for name in pins_of(target, facts)}
+        chain = self.lock.toolchains.get(facts.name)
+        if chain is None or chain.requirements != facts.toolchain:
+            return dict.fromkeys(facts.toolchain, UNKNOWN)
+        return dict(chain.packages)
 
     def _library(self, name: str) -> str:
         return self.lock.libraries.get(name) or installed_version(name) or UNKNOWN

@@ -22,6 +22,7 @@ from ftbuild.run import Runner, Shell
 from ftbuild.sandbox import Sandbox
 from ftbuild.store.statcache import RACY_NS
 from ftbuild.store.trees import Tree
+from ftbuild.toolchain import Toolchains
 from ftbuild.workers import Workers
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class Build:
             resolver=self._describer.resolver,
             lock=project.locked,
             workers=Workers(lambda: worker_environment(project, work), work),
+            toolchains=toolchains_of(project),
             shell=SHELL,
             environment=os.environ,
             logs=logs,
@@ -256,6 +258,15 @@ def worker_environment(project: "Project", work: Path) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }
+
+
+def toolchains_of(project: "Project") -> Toolchains:
+    """Return what makes the environments of rules that have one of their own."""
+
+    def packs() -> list[str]:
+        return Registry(project.root, project.workspace.project_rules).folders()
+
+    return Toolchains(project.store, packs, is_offline=project.options.offline)
 
 
 def sandbox_of(project: "Project") -> Sandbox:

@@ -15,6 +15,7 @@ from ftbuild.errors import UsageError
 from ftbuild.nodes import Edge as Edge
 from ftbuild.nodes import RuleFacts as RuleFacts
 from ftbuild.nodes import Target as Target
+from ftbuild.nodes import pins_of as pins_of
 
 if TYPE_CHECKING:
     from ftbuild.manifest import Manifest

@@ -201,7 +201,8 @@ def _target(work: _Join, checked: Checked) -> Target:
     declaration = checked.declaration
     edges = work.edges[declaration.label]
     kinds = _check_kinds(work, checked, edges)
-    work.kinds[declaration.label] = kind = _own_kind(work, checked, kinds)
+    kind, pins = _kind_and_pins(work, checked, kinds)
+    work.kinds[declaration.label] = kind
     return Target(
         label=declaration.label,
         package=declaration.package,
@@ -216,6 +217,7 @@ def _target(work: _Join, checked: Checked) -> Target:
         resources=checked.resources,
         description=checked.description,
         tags=checked.tags,
+        pins=pins,
     )
 
 
@@ -247,19 +249,21 @@ def _wrong_kind(work: _Join, checked: Checked, wish: Wish, label: str, kind: str
     checked.wrong("E0304", f"{what}; `{label}` is {a_kind([kind])}", wish.path, fix=fix)
 
 
-def _own_kind(
+def _kind_and_pins(
     work: _Join, checked: Checked, kinds: Mapping[str, tuple[str, ...]] | None
-) -> str | None:
+) -> tuple[str | None, tuple[str, ...]]:
+    """Return what the target is, and the libraries that it uses and others of its rule do not."""
     from ftbuild.rule import AttributeProblem  # brings pydantic
 
     rule = work.registry.rule(checked.declaration.rule)
     if kinds is None or checked.params is None:
-        return attributes.fixed_kind(rule)
+        return attributes.fixed_kind(rule), ()
     kinds = {**kinds, **dict.fromkeys(checked.sources, ())}
     try:
         if rule.check is not None:
             rule.check(kinds, checked.params)
-        return rule.output_kind(kinds, checked.params).kind
+        pins = rule.pins(kinds, checked.params) if callable(rule.pins) else ()
+        return rule.output_kind(kinds, checked.params).kind, pins
     except AttributeProblem as problem:
         path = tuple(problem.attribute.split("."))
         is_set = path[0] in checked.declaration.attributes
@@ -267,4 +271,4 @@ def _own_kind(
     except Exception as error:  # a slip in a user's own rule is theirs to mend, not our bug
         what = f"rule `{rule.name}` cannot check this target: {type(error).__name__}: {error}"
         checked.wrong("E0216", what, fix="mend the function `check` or `output` of the rule")
-    return attributes.fixed_kind(rule)
+    return attributes.fixed_kind(rule), ()

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ftbuild.digest import Digest, hash_value
-from ftbuild.graph import RuleFacts, Target
+from ftbuild.graph import RuleFacts, Target, pins_of
 
 FORMAT = 1
 """Raised when the form of the document changes; then every key changes."""
@@ -37,7 +37,8 @@ def key_document(
     """Return all that may change the output of `target`, and nothing else.
 
     `inputs` holds `input_part` values, `sources` holds `source_part` values, `variables` the
-    digests of the values of declared environment variables, `libraries` the locked versions.
+    digests of the values of declared environment variables, `libraries` the locked versions: of
+    a rule with a toolchain all that it resolved to.
     """
     identity = {"version": facts.version} if facts.version is not None else {"source": facts.source}
     return {
@@ -48,7 +49,10 @@ def key_document(
         "inputs": dict(inputs),
         "sources": dict(sources),
         "variables": {name: dict(values) for name, values in variables.items()},
-        "libraries": {name: libraries[name] for name in facts.pins},
+        "libraries": {
+            name: libraries[name]
+            for name in (libraries if facts.toolchain else pins_of(target, facts))
+        },
     }
 
 
@@ -70,16 +74,24 @@ def action_key(document: Document) -> Digest:
     return hash_value(document)
 
 
-def fragment_document(document: Document, *, of: str, function: str, identity: Any) -> Document:
+def fragment_document(
+    document: Document, *, of: str | tuple[str, ...], function: str, identity: Any
+) -> Document:
     """Return the key document of one piece of an action.
 
-    It is the action's own, in which the input or source `of` gives way to the piece's identity.
+    It is the action's own, in which the input or source `of`, or each of several, gives way to
+    the piece's identity.
 
     Raises:
-        KeyError: the action has no input or source named `of`.
+        KeyError: the action has no input or source of that name.
     """
-    side = "inputs" if of in document["inputs"] else "sources"
-    rest = {name: part for name, part in document[side].items() if name != of}
-    if len(rest) == len(document[side]):
-        raise KeyError(of)
-    return {**document, side: rest, "fragment": {"of": of, "function": function, "piece": identity}}
+    names = (of,) if isinstance(of, str) else of
+    rest = {
+        side: {name: part for name, part in document[side].items() if name not in names}
+        for side in ("inputs", "sources")
+    }
+    for name in names:
+        if name not in document["inputs"] and name not in document["sources"]:
+            raise KeyError(name)
+    told = of if isinstance(of, str) else list(of)
+    return {**document, **rest, "fragment": {"of": told, "function": function, "piece": identity}}

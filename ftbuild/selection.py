@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ftbuild import events, lockfile, workspace
 from ftbuild.digest import hash_value
 from ftbuild.errors import FtbuildError, UsageError
-from ftbuild.graph import Graph, Target
+from ftbuild.graph import Graph, Target, pins_of
 from ftbuild.sources.resolver import Resolver
 from ftbuild.verification import Limits, Verifier
 
@@ -91,8 +91,8 @@ def _identity(target: Target, graph: Graph, resolver: Resolver, lock: lockfile.L
     except FtbuildError:  # a file that git does not hold: known by its name alone
         sources = target.sources
     edges = [(e.field, e.place, e.label, e.part) for e in target.edges]
-    libraries = {name: lock.libraries.get(name) for name in facts.pins}
-    rule = (facts.name, facts.version, facts.source)
+    libraries = {name: lock.libraries.get(name) for name in pins_of(target, facts)}
+    rule = (facts.name, facts.version, facts.source, lock.toolchains.get(facts.name))
     return rule, target.params, edges, sources, target.variables, libraries
 
 

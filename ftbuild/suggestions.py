@@ -43,7 +43,9 @@ def table_between(
     home, plain = labels.split(label)
     written = plain if home == reader.package else f"//{home}:{plain}"
     name = f"{plain.partition('[')[0]}_{takes[0]}"
-    lines = [f'add this, and write `{dotted(path)} = "{name}"` here']
+    own = _own_field(registry, reader, has)
+    start = "add this, and" if own is None else f'write `{own} = "{written}"`; or add this, and'
+    lines = [f'{start} write `{dotted(path)} = "{name}"` here']
     lines.append(f"[{rule.name}.{as_key(name)}]")
     for field in dict.fromkeys([*_required(rule), entry.name]):
         value = "…" if field == path[0] else reader.attributes.get(field, "…")
@@ -51,6 +53,13 @@ def table_between(
             value = [written] if entry.shape == "list" else written
         lines.append(f"{field} = {as_toml(value)}")
     return "\n".join(lines)
+
+
+def _own_field(registry: "Registry", reader: Declaration, kind: str) -> str | None:
+    """Return the reader's field that is named after a kind and takes it, if it is free."""
+    field = registry.rule(reader.rule).input_fields.get(kind)
+    is_free = field is not None and field.shape == "one" and kind not in reader.attributes
+    return kind if is_free else None
 
 
 def _rules(registry: "Registry") -> list["Rule"]:

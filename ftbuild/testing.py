@@ -50,7 +50,11 @@ class RecordingContext:
         self.known.update(values)
 
     def fragments(
-        self, function: Callable[[Piece, Path], Any], pieces: Iterable[Piece], *, of: str
+        self,
+        function: Callable[[Piece, Path], Any],
+        pieces: Iterable[Piece],
+        *,
+        of: str | tuple[str, ...],
     ) -> list[Fragment]:
         """Run the pieces here, in their order; a piece known to `memo` is not run again."""
         results = []

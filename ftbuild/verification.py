@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ftbuild import events, sandbox, slots, viewing
 from ftbuild.action import Action, Output
-from ftbuild.build import SHELL, sandbox_of, worker_environment
+from ftbuild.build import SHELL, sandbox_of, toolchains_of, worker_environment
 from ftbuild.errors import FtbuildError, MachineError
 from ftbuild.failures import Failed
 from ftbuild.graph import Target
@@ -168,6 +168,7 @@ class Verifier:
             resolver=self._describer.resolver,
             lock=project.locked,
             workers=workers,
+            toolchains=toolchains_of(project),
             shell=SHELL,
             environment=os.environ,
             logs=place / "log",

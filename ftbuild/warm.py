@@ -21,6 +21,8 @@ from importlib import import_module
 from typing import NoReturn, overload
 
 _MESSAGE_BYTES = 65536
+_WORKER = "ftbuild.worker"
+"""What every worker needs; it too is imported once."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -60,7 +62,7 @@ def _serve(engine: socket.socket, running: dict[int, int]) -> bool:
     if not data:
         return False
     request = json.loads(data)
-    for name in request["preload"]:
+    for name in (_WORKER, *request["preload"]):
         if name not in sys.modules:
             # What is missing or broken is the worker's to report, in the action's own log.
             with suppress(Exception):

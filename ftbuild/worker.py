@@ -5,6 +5,7 @@ inputs, its output and its scratch folder are). What the rule says comes back as
 
     {"progress": {"step": 3, "steps": 45, "metrics": {"loss": 2.1}}}
     {"warning": "…"}
+    {"verified": [[device, inode, size, mtime, ctime, digest], …]}
     {"done": {"adopted": {…}, "facts": {…}, "fragments": [160, 1]}}
     {"failed": {"code": "E0803", "what": "…", …}}
 """
@@ -16,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from ftbuild import keys
 from ftbuild.digest import Digest, hash_file
@@ -29,6 +30,7 @@ from ftbuild.rule import Fragment, Piece, Rule
 from ftbuild.store.actions import Record
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
+from ftbuild.store.trees import Tree
 from ftbuild.store.trust import Trust
 
 
@@ -55,6 +57,8 @@ def run(document: dict[str, Any], events: IO[str]) -> int:
         what = f"{type(error).__name__}: {error}".strip()
         say(failed=[asdict(Problem("E0701", what))])
     finally:
+        if verified := context.verified():
+            say(verified=verified)
         context.close()
     return 1
 
@@ -87,6 +91,17 @@ def _input(plain: Any) -> Any:
         return Function(Path(path), name, spec)
     name, value = plain["variable"]
     return Variable(name, value)
+
+
+class _Kept(NamedTuple):
+    """What is needed of a fragment's record: thousands of them lie in memory."""
+
+    tree: Tree
+    value: Any
+
+    @classmethod
+    def of(cls, record: Record | None) -> "_Kept | None":
+        return None if record is None else cls(record.tree, record.value)
 
 
 class WorkerContext:
@@ -128,6 +143,10 @@ class WorkerContext:
         fragments = self._fragments if self._fragments[0] else None
         return {"adopted": self._adopted, "facts": self._facts, "fragments": fragments}
 
+    def verified(self) -> list[list[Any]]:
+        """Return which files of the store need not be hashed the next time."""
+        return [] if self._store is None else self._store.take_verified()
+
     def close(self) -> None:
         """Let go of the store; what was published is durable."""
         if self._store is not None:
@@ -145,7 +164,7 @@ class WorkerContext:
             function(out)
             record = Record(keys.action_key(document), store.put_tree(out), None, document, {})
             store.publish(record)
-        return self._fragment(record, was_built=False).path
+        return self._fragment(_Kept.of(record), was_built=False).path
 
     def digest(self, source: Path) -> Digest:
         """Return the digest of a file of a fragment or of an input; read only if not known."""
@@ -187,7 +206,11 @@ class WorkerContext:
         return self._store
 
     def fragments(
-        self, function: Callable[[Piece, Path], Any], pieces: Iterable[Piece], *, of: str
+        self,
+        function: Callable[[Piece, Path], Any],
+        pieces: Iterable[Piece],
+        *,
+        of: str | tuple[str, ...],
     ) -> list[Fragment]:
         """Run `function(piece, out)` for each piece that no earlier build has done."""
         todo = list(pieces)
@@ -200,33 +223,34 @@ class WorkerContext:
             for piece in todo
         ]
         digests = [keys.action_key(document) for document in documents]
-        found = {key: store.find(key) for key in digests}
+        found = {key: _Kept.of(store.find(key)) for key in digests}
         # Two equal pieces are one fragment: the last of them stands for all.
         missing = list({key: i for i, key in enumerate(digests) if found[key] is None}.values())
         self._fragments[0] += len(todo)
         self._fragments[1] += len(missing)
         done = len(todo) - len(missing)
-        for i, tree, value in self._run_pieces(function, todo, missing):
+        for i, tree, value, verified in self._run_pieces(function, todo, missing):
+            store.learn(verified)
             record = Record(digests[i], tree, value, documents[i], {})
             store.publish(record)
             if self._document["trust"]:
                 self._say(published=record.key)
-            found[record.key] = record
+            found[record.key] = _Kept(tree, value)
             done += 1
             self.progress(done, len(todo))
         built = {digests[i] for i in missing}
         return [self._fragment(found[key], key in built) for key in digests]
 
-    def _fragment(self, record: Record | None, was_built: bool) -> Fragment:
-        assert record is not None
-        path = self._open_store().lay_out(record.tree)
-        self._known[str(path)] = {entry.path: entry.digest for entry in record.tree.entries}
-        return Fragment(path, record.value, was_built)
+    def _fragment(self, kept: "_Kept | None", was_built: bool) -> Fragment:
+        assert kept is not None
+        path = self._open_store().lay_out(kept.tree)
+        self._known[str(path)] = {entry.path: entry.digest for entry in kept.tree.entries}
+        return Fragment(path, kept.value, was_built)
 
     def _run_pieces(
         self, function: Callable[[Piece, Path], Any], pieces: list[Piece], missing: list[int]
-    ) -> Iterable[tuple[int, Any, Any]]:
-        """Yield index, tree and value of each missing piece, as they come."""
+    ) -> Iterable[tuple[int, Any, Any, list[list[Any]]]]:
+        """Yield index, tree, value and verified files of each missing piece, as they come."""
         store = self._open_store()
         if self.cpus == 1 or len(missing) < 2:
             for i in missing:
@@ -241,35 +265,47 @@ class WorkerContext:
         workers = min(self.cpus, len(missing))
         with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
             futures = {pool.submit(_run_pooled, i): i for i in missing}
+            failed: dict[int, BaseException] = {}
             try:
                 for future in as_completed(futures):
-                    yield futures[future], *future.result()
-            except BrokenProcessPool as e:
+                    if future.cancelled():
+                        continue
+                    error = future.exception()
+                    if error is None:
+                        yield futures[future], *future.result()
+                    else:  # those that run are kept; the first in order is told of
+                        failed[futures[future]] = error
+                        for waiting in futures:
+                            waiting.cancel()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+        if failed:
+            error = failed[min(failed)]
+            if isinstance(error, BrokenProcessPool):
                 raise RuleError(
                     "a process that worked on a part of the data was killed",
                     code="E0704",
                     why="likely by the system for want of memory",
                     fix="give the target fewer cores: resources = { cpus = 1 }",
-                ) from e
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+                ) from error
+            raise error
 
 
 _pool_work: tuple[Callable[[Piece, Path], Any], list[Piece], Store]
 """What forked children inherit: functions and payloads need no pickling that way."""
 
 
-def _run_pooled(i: int) -> tuple[Any, Any]:
+def _run_pooled(i: int) -> tuple[Any, Any, list[list[Any]]]:
     function, pieces, store = _pool_work
     return _run_piece(function, pieces[i], store)
 
 
 def _run_piece(
     function: Callable[[Piece, Path], Any], piece: Piece, store: Store
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, list[list[Any]]]:
     out = store.workspace()
     value = function(piece, out)
-    return store.put_tree(out), value
+    return store.put_tree(out), value, store.take_verified()
 
 
 def artifact_from(plain: list[str]) -> Artifact:

@@ -13,8 +13,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -92,18 +92,29 @@ class Workers:
         return Exit(status, max_rss_bytes)
 
     def run_alone(
-        self, action: str, view: View, log: int, on_event: Callable[[dict[str, Any]], None]
+        self,
+        action: str,
+        view: View | None,
+        log: int,
+        on_event: Callable[[dict[str, Any]], None],
+        python: Path | None = None,
     ) -> Exit:
-        """Run the action of the document `action` in a process of its own, in a sandbox.
+        """Run the action of the document `action` in a process of its own.
+
+        `view` is what it sees if that is in a sandbox, `python` the interpreter of an environment
+        that is not this one.
 
         Raises:
             MachineError: E0705, the program cannot be started.
         """
         reading, writing = os.pipe()
-        argv = [sys.executable, "-m", "ftbuild.warm", action, str(writing)]
+        argv = [str(python or sys.executable), "-m", "ftbuild.warm", action, str(writing)]
+        variables = dict(self._variables)
+        if python is not None:
+            variables.pop("PYTHONPATH", None)
         try:
-            with view.command(argv) as (command, folder, descriptors):
-                child = self._start(command, self._variables, folder, log, (writing, *descriptors))
+            with _seen(view, argv, self._directory) as (command, folder, descriptors):
+                child = self._start(command, variables, folder, log, (writing, *descriptors))
         finally:
             os.close(writing)
         _hear(reading, on_event)
@@ -195,6 +206,18 @@ class Workers:
         """End the warm parent."""
         if self._parent is not None:
             self._parent.close()
+
+
+@contextmanager
+def _seen(
+    view: View | None, argv: list[str], directory: Path
+) -> Iterator[tuple[list[str], str, tuple[int, ...]]]:
+    """Give a command, its folder and the descriptors that it needs, in a sandbox or not."""
+    if view is None:
+        yield argv, str(directory), ()
+        return
+    with view.command(argv) as found:
+        yield found
 
 
 def _hear(reading: int, on_event: Callable[[dict[str, Any]], None]) -> None:

@@ -20,7 +20,7 @@ from ftbuild.graph import Graph
 from ftbuild.history import FOLDER, replace_file, workspace_folder
 
 _NAME = "graph.bin"
-_FORMAT = ("graph 3", __version__, sys.implementation.cache_tag)
+_FORMAT = ("graph 4", __version__, sys.implementation.cache_tag)
 _KEPT = 4
 
 

@@ -114,12 +114,16 @@ def nginx(root: Path, *, can_write: bool = True, max_body: str = "0") -> Iterato
 
 
 @contextmanager
-def s3(bucket: str = "team") -> Iterator[dict[str, str]]:
-    """Run moto's S3 and give the environment in which `s3://team/…` is reached."""
+def s3(bucket: str = "team", *, open_calls: int | None = None) -> Iterator[dict[str, str]]:
+    """Run moto's S3 and give the environment in which `s3://team/…` is reached.
+
+    With `open_calls` it asks who calls after so many calls, of which making the bucket is one.
+    """
     port = free_port()
     log = subprocess.DEVNULL
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=log, stderr=log)
+    limits = {} if open_calls is None else {"INITIAL_NO_AUTH_ACTION_COUNT": str(open_calls)}
+    process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **limits})
     environment = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "nobody",

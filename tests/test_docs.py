@@ -160,9 +160,9 @@ def test_the_documented_key_is_the_key() -> None:
 
 def test_the_documented_document_has_the_fields_of_a_real_one() -> None:
     document = json.loads(code_blocks((ROOT / "docs" / "key-format.md").read_text(), "json")[0])
-    target = type("Target", (), {"rule": "tokens", "params": {"max_length": 512}})()
+    target = type("Target", (), {"rule": "tokens", "params": {"max_length": 512}, "pins": ()})()
     pins = ("jinja2", "pyarrow", "tokenizers", "transformers")
-    facts = type("Facts", (), {"version": 1, "source": None, "pins": pins})()
+    facts = type("Facts", (), {"version": 1, "source": None, "pins": pins, "toolchain": ()})()
     assert document == keys.key_document(
         target,
         facts,

@@ -30,6 +30,7 @@ root spans declaration settings tomlfile packages overlay matrix manifest
 nodes rulesource rulefile registry
 lookup suggestions mistakes queries localfiles attributes graph joining schema
 keys lockfile usersettings
+toolchain
 sources.*
 action history plan locking
 events slots
@@ -47,8 +48,10 @@ cli.* __main__
 # No dependency of the core, imported only where a user asks for it: `hf:` needs the hub's client.
 ON_REQUEST = {
     ("ftbuild.sources.hub", "huggingface_hub"),
+    ("ftbuild.sources.hub", "yaml"),
     ("ftbuild.sources.sql", "sqlalchemy"),
     ("ftbuild.sources.bucket", "fsspec"),
+    ("ftbuild.sources.bucket", "obstore"),
     ("ftbuild.remote.bucket", "obstore"),
     ("ftbuild.signing", "cryptography"),
 }

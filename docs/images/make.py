@@ -1,6 +1,7 @@
 """Screenshots of `ftbuild inspect` for the documents: real runs, as SVG.
 
-    python docs/images/make.py examples/quickstart        # its targets are built
+    python docs/images/make.py                            # all; their targets are built
+    python docs/images/make.py file reward-model          # these alone
 
 Each picture is what the command prints to a terminal of 100 columns.
 """
@@ -16,13 +17,17 @@ from rich.text import Text
 HERE = Path(__file__).parent
 WIDTH = 100
 MAX_LINES = 24
+EXAMPLES = HERE.parents[1] / "examples"
 PICTURES = {
-    "dataset": ["chats", "--row", "4"],
-    "tokens": ["chat_tokens", "--row", "4"],
-    "preference-tokens": ["preference_tokens", "--row", "0"],
-    "model": ["smol"],
-    "adapter": ["helper"],
-    "report": ["before"],
+    "dataset": ("quickstart", ["chats", "--row", "4"]),
+    "tokens": ("quickstart", ["chat_tokens", "--row", "4"]),
+    "preference-tokens": ("quickstart", ["preference_tokens", "--row", "0"]),
+    "model": ("quickstart", ["smol"]),
+    "adapter": ("quickstart", ["helper"]),
+    "report": ("quickstart", ["before"]),
+    "reward-model": ("grpo", ["judge"]),
+    "quantized-model": ("qlora", ["nf4"]),
+    "file": ("merging", ["for_llama_cpp"]),
 }
 # Without the fonts that rich would load from a server.
 FORMAT = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" \
@@ -65,10 +70,11 @@ def picture(project: Path, arguments: list[str]) -> str:
 
 
 def main() -> None:
-    """Write all pictures."""
-    project = Path(sys.argv[1]).resolve()
-    for name, arguments in PICTURES.items():
-        (HERE / f"inspect-{name}.svg").write_text(picture(project, arguments), encoding="utf-8")
+    """Write the pictures that are named, or all."""
+    for name in sys.argv[1:] or PICTURES:
+        example, arguments = PICTURES[name]
+        svg = picture(EXAMPLES / example, arguments)
+        (HERE / f"inspect-{name}.svg").write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":

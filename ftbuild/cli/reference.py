@@ -6,7 +6,7 @@ docs/reference.md and the table in rules/README.md are what this prints, and a t
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ftbuild.cli.rules import attributes, default_text, flat
+from ftbuild.cli.rules import attributes, default_text, flat, libraries
 
 if TYPE_CHECKING:
     from ftbuild.rule import Rule
@@ -57,7 +57,7 @@ def _section(rule: "Rule") -> Iterator[str]:
     for attribute in attributes(rule):
         yield _row(attribute)
     if rule.pins:
-        yield f"\nKey parts besides: the locked versions of {', '.join(rule.pins)}."
+        yield f"\nKey parts besides: the locked versions of {libraries(rule)}."
     yield ""
 
 

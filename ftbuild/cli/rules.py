@@ -63,7 +63,8 @@ def _as_json(rule: "Rule") -> dict[str, Any]:
         "name": rule.name,
         "help": flat(rule.help),
         "version": rule.version,
-        "pins": list(rule.pins),
+        "pins": libraries(rule) if callable(rule.pins) else list(rule.pins),
+        "toolchain": list(rule.toolchain),
         "attributes": attributes(rule),
     }
 
@@ -177,7 +178,18 @@ def _one(rule: "Rule") -> Iterator[Line]:
         yield from _attribute(attribute)
     if rule.pins:
         yield plain("")
-        yield plain(f"key parts: the locked versions of {', '.join(rule.pins)}")
+        yield plain(f"key parts: the locked versions of {libraries(rule)}")
+    if rule.toolchain:
+        yield plain("")
+        yield plain(f"runs in an environment of its own, with {', '.join(rule.toolchain)}")
+
+
+def libraries(rule: "Rule") -> str:
+    """Return the names of the libraries that shape what a rule makes, and when some do."""
+    if not callable(rule.pins):
+        return ", ".join(rule.pins)
+    said = (rule.pins.__doc__ or "").strip().split("\n\n")[0]
+    return flat(said).removeprefix("Return ").rstrip(".")
 
 
 def default_text(attribute: Mapping[str, Any]) -> str:

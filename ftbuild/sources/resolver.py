@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ftbuild.errors import CorruptError, DifferenceError, FtbuildError, MachineE
 from ftbuild.graph import RuleFacts, Target
 from ftbuild.kinds import Part
 from ftbuild.lockfile import Lock, Pin, PinnedFile
-from ftbuild.sources import hub, local, pypi
+from ftbuild.sources import local, pypi
 from ftbuild.store.actions import Record
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
@@ -270,9 +271,16 @@ class Resolver:
             MachineError: the build is offline, or the world does not answer.
         """
         self._needs_network(spec)
+        # Start-up is for builds with nothing to fetch: what speaks HTTP is imported on request.
+        if scheme(spec) == "hf":
+            from ftbuild.sources import hub
+
+            return hub.resolve(spec, part, self._room, self._keep)
+        if scheme(spec) in ("http", "https"):
+            from ftbuild.sources import web
+
+            return web.resolve(spec, self._room, self._keep)
         with self._workspace() as directory:
-            if scheme(spec) == "hf":
-                return hub.resolve(spec, part, directory, self._keep)
             return self._fetch_all(spec, directory)
 
     def materialise(self, source: Resolved, directory: str) -> list[tuple[str, str, Digest, str]]:
@@ -296,25 +304,37 @@ class Resolver:
         """Return the blob of a remote file, fetched if need be."""
         if not self.store.has_blob(digest):
             self._needs_network(spec)
-            with self._workspace() as directory:
-                self._fetch(spec, digest, directory)
+            why = f"a file of it should have the sha256 {digest}"
+            if scheme(spec) in ("hf", "http", "https"):
+                why = self._download(spec, digest) or why
+            else:
+                with self._workspace() as directory:
+                    self._fetch_all(spec, directory)
             if not self.store.has_blob(digest):
                 raise CorruptError(
                     f"`{spec}` is not what the lock says",
-                    why=f"a file of it should have the sha256 {digest}",
+                    why=why,
                     code="E0602",
                     fix="if the change upstream is meant: `ftbuild lock --upgrade "
                     f"'{spec}'`, and `ftbuild plan` shows what that makes stale",
                 )
         return self.store.blob_path(digest)
 
-    def _fetch(self, spec: str, digest: Digest, directory: Path) -> None:
-        if scheme(spec) != "hf":
-            self._fetch_all(spec, directory)
-            return
+    def _download(self, spec: str, digest: Digest) -> str | None:
+        """Bring a file of the lock into the store; return in what the one that comes differs."""
+        from ftbuild.sources import hub, web
+        from ftbuild.sources.download import Different
+
         pin = self.lock.sources[spec]
         file = next(f for f in pin.files if f.sha256 == digest)
-        self._keep(hub.fetch(spec, pin, file, directory))
+        fetch = hub.fetch if scheme(spec) == "hf" else web.fetch
+        with self._room(digest) as folder:
+            try:
+                if not self.store.has_blob(digest):  # another may have brought it meanwhile
+                    self._keep(fetch(spec, pin, file, folder))
+            except Different as e:
+                return str(e)
+        return None
 
     def _fetch_all(self, spec: str, directory: Path) -> Pin:
         """Fetch all files of a source of which no single one can be had."""
@@ -323,10 +343,6 @@ class Resolver:
             return pypi.fetch(spec, directory, self._keep)
         if kind == "sql":
             return self._ask(spec, directory)
-        if kind in ("http", "https"):
-            from ftbuild.sources import web
-
-            return web.fetch(spec, directory, self._keep)
         from ftbuild.sources import bucket
 
         return bucket.fetch(spec, directory, self._keep)
@@ -349,6 +365,14 @@ class Resolver:
                 code="E0430",
                 fix="run once without --offline",
             )
+
+    @contextmanager
+    def _room(self, known_by: str) -> Iterator[Path]:
+        """Give the folder in which one file is brought; what came of it survives a failure."""
+        key = hash_value({"download": known_by})
+        with self.store.lease(key):
+            yield self.store.scratch(key)
+            self.store.drop_scratch(key)
 
     def _workspace(self) -> "_Workspace":
         return _Workspace(self.store)

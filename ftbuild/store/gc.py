@@ -50,7 +50,7 @@ class Collected:
     trees: int
     blobs: int
     others: int
-    """Old scratch folders, quarantined objects, temporary files."""
+    """Old scratch folders and toolchains, quarantined objects, temporary files."""
     freed_bytes: int
     kept_records: int
     kept_bytes: int
@@ -200,8 +200,8 @@ def _trees(layout: Layout, now: float) -> Iterator[_Thing]:
 def _others(layout: Layout, now: float, own: str | None) -> Iterator[_Thing]:
     # A folder of tmp/ says whose the pending records are.
     in_use = {own, *os.listdir(layout.folder("pending"))}
-    for folder in ("scratch", "quarantine", "tmp", "partial"):
-        if not os.path.isdir(layout.folder(folder)):  # `partial` is made when it is needed
+    for folder in ("scratch", "quarantine", "tmp", "partial", "toolchains"):
+        if not os.path.isdir(layout.folder(folder)):  # the last two are made when needed
             continue
         with os.scandir(layout.folder(folder)) as found:
             entries = [entry for entry in found if entry.name not in in_use]

@@ -10,6 +10,7 @@
     ROOT/v1/tmp/<process>/…             unfinished files of one process
     ROOT/v1/partial/<sha256>            beginnings of large files whose fetch was broken off
     ROOT/v1/scratch/<key>/…             checkpoints of unfinished actions
+    ROOT/v1/toolchains/<digest>/…       Python environments of rules that have one of their own
     ROOT/v1/leases/lock                 byte ranges of it are locked; it holds nothing
     ROOT/v1/quarantine/…                what was found damaged
     ROOT/v1/roots/<name>                which workspaces use the store

@@ -33,6 +33,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from ftbuild.digest import Digest, hash_bytes, hash_file
 
@@ -64,6 +65,7 @@ class StatCache:
         self._files: dict[str, tuple[_Stat, Digest]] = {}
         self._inodes: dict[tuple[int, int], _Vouch] = {}
         self._load()
+        self._new: dict[tuple[int, int], None] = {}
 
     def digest_of(self, path: str) -> Digest:
         """Return the digest of a file; its bytes are read only if its stat is new or racy.
@@ -129,8 +131,34 @@ class StatCache:
         if stat.st_mtime_ns == published_mtime_ns(digest) or _is_settled(stat, read_at_ns):
             self._inodes[inode] = _vouch(stat, digest)
             self._used.add(inode)
+            self._new[inode] = None
             self._changed = True
         elif self._inodes.pop(inode, None) is not None:
+            self._changed = True
+
+    def take_new(self) -> list[list[Any]]:
+        """Return, as a JSON value, what was vouched for since the last time.
+
+        For the process that saves the cache: others, which were forked from it or read its file,
+        would take what they have hashed with them.
+        """
+        new, self._new = self._new, {}
+        return [[*inode, *self._inodes[inode]] for inode in new if inode in self._inodes]
+
+    def learn(self, new: list[list[Any]]) -> None:
+        """Believe what `take_new` of another process returned, but of files known here already.
+
+        Such a process runs code of others. One of these files that is not what it was is hashed
+        again, whatever is said of it.
+        """
+        for device, number, *vouch in new:
+            size, mtime_ns, ctime_ns, digest = vouch
+            inode = (device, number)
+            found = (size, mtime_ns, ctime_ns, digest)
+            if self._inodes.setdefault(inode, found) != found:
+                continue
+            self._used.add(inode)
+            self._new[inode] = None
             self._changed = True
 
     def save(self) -> None:

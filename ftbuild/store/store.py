@@ -19,7 +19,7 @@ from functools import wraps
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from ftbuild.digest import Digest
 from ftbuild.errors import MachineError, Place
@@ -127,6 +127,10 @@ class Store:
         os.makedirs(path, exist_ok=True)
         os.utime(path)  # gc spares what is young
         return Path(path)
+
+    def toolchain(self, digest: Digest) -> Path:
+        """Return where the Python environment of this digest is, or would be."""
+        return Path(f"{self._layout.folder('toolchains')}/{digest}")
 
     @_in_words
     def drop_scratch(self, key: Digest) -> None:
@@ -342,6 +346,14 @@ class Store:
         """Say whether a tree is laid out and untouched, by stat alone; False if not known."""
         return self._checkout.is_intact(tree)
 
+    def take_verified(self) -> list[list[Any]]:
+        """Return which files this process has written or hashed, for `learn` of another one."""
+        return self._statcache.take_new()
+
+    def learn(self, verified: list[list[Any]]) -> None:
+        """Believe of files what another process has found out."""
+        self._statcache.learn(verified)
+
     def lease(self, key: Digest) -> AbstractContextManager[None]:
         """Hold an action against other processes and threads; waits for who holds it.
 
@@ -461,6 +473,7 @@ class Store:
 def _restart(store: Store | None) -> None:
     """Give a forked child folders and locks of its own."""
     if store is not None:
+        store._statcache.take_new()  # the parent tells of those itself
         store._start()
 
 

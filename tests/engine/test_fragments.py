@@ -106,10 +106,29 @@ def test_pieces_that_were_done_before_a_failure_are_kept(pieces: Space, jobs: in
     assert lines(pieces) == [row * 20_000 for row in [*ROWS[:4], "row x", *ROWS[5:]]]
 
 
+def test_first_of_several_failures_is_told_of_whatever_the_number_of_workers(
+    pieces: Space,
+) -> None:
+    pieces.edit("rules/toys.py", "if line == fail_at:", "if line > fail_at:")
+    pieces.edit("FTBUILD.toml", '"rows.txt"', '"rows.txt"\nfail_at = "row d"')
+    for jobs in (1, 2, 3):
+        assert pieces.build(jobs=jobs).failed == ("cut",)
+        assert pieces.finished("cut").error == "error[E0899]: a line says row e"
+
+
 def test_large_piece_lies_on_the_disk_once(pieces: Space) -> None:
     pieces.make()
     file = next(iter(sorted(pieces.output("cut").iterdir()))).resolve()
     assert file.stat().st_nlink == 3  # the blob, the tree of the fragment, the artifact
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_pieces_that_lie_untouched_are_not_hashed_again(pieces: Space, jobs: int) -> None:
+    pieces.make(jobs=jobs)
+    with pieces.open() as project:
+        found = [r for r in project.store.records() if "fragment" in r.document]
+        assert len(found) == 8
+        assert all(project.store.is_intact(record.tree) for record in found)
 
 
 def test_piece_of_an_unknown_input_is_an_error_of_the_rule(pieces: Space) -> None:

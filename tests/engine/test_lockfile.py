@@ -218,6 +218,20 @@ def test_version_of_a_library_that_only_one_rule_pins(toys: Space) -> None:
     assert toys.pending() == {"tuned"}
 
 
+def test_version_of_a_library_that_only_some_targets_of_a_rule_use(space: Space) -> None:
+    targets = '[loud.shout]\ntexts = ["lines"]\n\n[loud.whisper]\ntexts = ["lines"]\nseed = 1\n\n'
+    space.manifest(targets + '[keep.lines]\nsource = "r"\n', toys=True)
+    by_seed = 'lambda kinds, params: ("pydantic",) * params.seed'
+    space.edit("rules/toys.py", 'File, pins=("pydantic",)', f"File, pins={by_seed}")
+    space.write("r", "a\n")
+    space.make()
+    pin_version(space, "pydantic", "1.0.0")
+    assert space.pending() == {"whisper"}
+    space.edit("FTBUILD.toml", "seed = 1\n", "")
+    with space.open() as project:
+        assert project.lock() == ["library pydantic: 1.0.0 → absent"]
+
+
 def test_upgraded_library_makes_nothing_stale(toys: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda name: "99.0")
     assert set(toys.plan().values()) == {"fresh"}
@@ -244,10 +258,24 @@ def test_library_that_is_not_installed(space: Space) -> None:
     assert space.build("shout").failed == ("shout",)
     assert space.finished("shout").error == (
         "error[E0511]: `shout` needs the library `no-such-library`, which is not installed\n"
-        "  fix: pip install 'no-such-library', or all that training needs: "
-        "pip install 'ftbuild[train]'"
+        "  fix: pip install 'no-such-library'"
     )
     assert not (space.root / "FTBUILD.lock").exists()
+
+
+def test_library_that_is_not_installed_comes_with_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    required = [
+        "pytest>=9; extra == 'test'",
+        "torch-x>=1; extra == 'x'",
+        "torch>=2; extra == 'train'",
+    ]
+    monkeypatch.setattr(lockfile, "installed_version", lambda name: None)
+    monkeypatch.setattr(metadata, "requires", lambda name: required)
+    with pytest.raises(DifferenceError) as caught:
+        lockfile.check_environment(["torch"], Lock({"torch": "2.13.0"}), "x")
+    assert caught.value.problems[0].fix == (
+        "pip install 'torch==2.13.0', or with all that goes with it: pip install 'ftbuild[train]'"
+    )
 
 
 def test_check_passes_for_what_is_installed_as_locked() -> None:

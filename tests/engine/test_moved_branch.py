@@ -32,6 +32,10 @@ run = "echo words > $out/f"
 SPEC = "hf:org/toy"
 
 
+def git_id(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
 class Hub(BaseHTTPRequestHandler):
     """A hub with one repository, whose `main` can be moved."""
 
@@ -53,7 +57,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def _info(self) -> dict[str, Any]:
         files = [
-            {"rfilename": name, "size": len(data), "blobId": "b" * 40}
+            {"rfilename": name, "size": len(data), "blobId": git_id(data)}
             for name, data in self.commits[self.main].items()
         ]
         return {"id": "org/toy", "sha": self.main, "siblings": files, "tags": [], "private": False}

@@ -396,11 +396,15 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+def git_id(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
 def _info() -> dict[str, object]:
     large = FILES["model.safetensors"]
     lfs = {"sha256": hashlib.sha256(large).hexdigest(), "size": len(large), "pointerSize": 130}
     siblings = [
-        {"rfilename": name, "size": len(data), "blobId": "b" * 40}
+        {"rfilename": name, "size": len(data), "blobId": git_id(data)}
         | ({"lfs": lfs} if data is large else {})
         for name, data in FILES.items()
     ]

@@ -1,20 +1,18 @@
 """SQL sources: one SELECT, its rows pinned or followed, nothing but reading."""
 
 import json
-import os
-import shutil
 import sqlite3
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import postgres_kit
 from engine.space import Space
 from ftbuild.errors import FtbuildError
 from ftbuild.events import Finished
 from ftbuild.queries import select_problem
+from postgres_kit import run_sql
 
 ROWS = (
     "".join(
@@ -186,45 +184,10 @@ def test_table_that_is_no_query_is_an_error_of_the_manifest(
     assert caught.value.render().startswith(message)
 
 
-def server_binaries() -> Path | None:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return found[-1].parent if found else None
-
-
 @pytest.fixture
 def postgres() -> Iterator[str]:
-    """A PostgreSQL server of this test's own on a socket and on loopback; its URL."""
-    binaries = server_binaries()
-    if binaries is None:
-        pytest.skip("PostgreSQL is not installed: no /usr/lib/postgresql/*/bin/initdb")
-    folder = Path(tempfile.mkdtemp(prefix="pg"))
-    as_owner: list[str] = []
-    if os.getuid() == 0:  # the server refuses to run as root
-        shutil.chown(folder, "postgres")
-        as_owner = ["runuser", "-u", "postgres", "--"]
-    data = str(folder / "data")
-    options = f"-c listen_addresses='' -k {folder} -c fsync=off"
-    quiet = {"check": True, "capture_output": True, "cwd": "/"}
-    initdb = [*as_owner, str(binaries / "initdb"), "-D", data, "-U", "tester", "-A", "trust"]
-    control = [*as_owner, str(binaries / "pg_ctl"), "-D", data, "-w"]
-    subprocess.run([*initdb, "-E", "UTF8", "--locale=C.UTF-8"], **quiet)  # type: ignore[call-overload]  # one dict for both
-    log = str(folder / "log")
-    subprocess.run([*control, "-o", options, "-l", log, "start"], **quiet)  # type: ignore[call-overload]
-    try:
-        yield f"postgresql+psycopg://tester@/postgres?host={folder}"
-    finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], **quiet)  # type: ignore[call-overload]
-        shutil.rmtree(folder)
-
-
-def run_sql(url: str, *statements: str) -> None:
-    import sqlalchemy
-
-    engine = sqlalchemy.create_engine(url)
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.exec_driver_sql(statement)
-    engine.dispose()
+    with postgres_kit.postgres() as url:
+        yield url
 
 
 def test_rows_of_postgresql_are_pinned_until_asked_for_anew(

@@ -321,3 +321,24 @@ def test_threads_share_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         thread.join()
     assert wrong == []
     assert StatCache(tmp_path / "cache").known(str(tmp_path / "f7")) == expected["f7"]
+
+
+def test_another_process_is_believed_of_files_that_are_not_known_here(tmp_path: Path) -> None:
+    there, here = StatCache(tmp_path / "there"), StatCache(tmp_path / "here")
+    first, second = _stat(4, OLD_NS, OLD_NS, ino=7), _stat(4, OLD_NS, OLD_NS, ino=8)
+    there.vouch(first, A, OLD_NS + 10 * RACY_NS)
+    there.vouch(second, A, OLD_NS + 10 * RACY_NS)
+    here.learn(there.take_new())
+    assert here.vouches(first, A)
+    assert here.vouches(second, A)
+    assert there.take_new() == []
+
+
+def test_another_process_is_not_believed_of_a_file_that_changed(tmp_path: Path) -> None:
+    there, here = StatCache(tmp_path / "there"), StatCache(tmp_path / "here")
+    before, after = _stat(4, OLD_NS, OLD_NS), _stat(4, OLD_NS, OLD_NS + 1)
+    here.vouch(before, A, OLD_NS + 10 * RACY_NS)
+    there.vouch(after, A, OLD_NS + 10 * RACY_NS)
+    here.learn(there.take_new())
+    assert not here.vouches(after, A)
+    assert here.vouches(before, A)

@@ -30,7 +30,9 @@ def attributes(rule: Rule) -> set[str]:
 @pytest.mark.parametrize("name", [n for n, rule in RULES.items() if rule.params.other_names])
 def test_each_name_of_others_stands_for_an_attribute(name: str) -> None:
     rule = RULES[name]
-    free = {"columns.messages", "columns.role", "columns.content"}  # a table of any keys
+    # Of tables that take any key, or whose keys follow from another attribute.
+    free = {f"columns.{name}" for name in ("messages", "role", "content")}
+    free |= {f"optimizer_settings.{name}" for name in ("beta1", "beta2", "eps")}
     assert {*rule.params.other_names.values()} - free <= attributes(rule)
     assert not {*rule.params.other_names, *rule.params.elsewhere} & attributes(rule)
     assert not rule.params.other_names.keys() & rule.params.elsewhere.keys()

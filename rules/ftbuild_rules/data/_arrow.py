@@ -13,6 +13,8 @@ from typing import Any
 from ftbuild.api import canonical_json
 
 _WIDTH = 5
+PRELOAD = ("pyarrow", "pandas", "xxhash")
+"""What rules need that write Arrow files; PyArrow imports pandas where it is installed."""
 
 
 def dataset_schema(form: str) -> Any:
@@ -87,9 +89,14 @@ def read_table(path: Path) -> Any:
 def read_rows(directory: Path, *, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the rows of all shards of an artifact in their order."""
     for path in shard_paths(directory):
-        table = read_table(path)
-        for batch in (table.select(columns) if columns else table).to_batches(max_chunksize=256):
-            yield from batch.to_pylist()
+        yield from read_file(path, columns=columns)
+
+
+def read_file(path: Path, *, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a shard, some of them in memory at a time."""
+    table = read_table(path)
+    for batch in (table.select(columns) if columns else table).to_batches(max_chunksize=256):
+        yield from batch.to_pylist()
 
 
 def rows_of(table: Any) -> list[dict[str, Any]]:

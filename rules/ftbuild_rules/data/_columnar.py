@@ -11,6 +11,7 @@ import math
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from ftbuild.api import Place, RuleError
@@ -21,8 +22,10 @@ from ftbuild_rules.data._streams import seekable
 _BATCH_ROWS = 256
 
 
-def parquet_rows(binary: BinaryIO, name: str) -> Iterator[Row | RuleError]:
-    """Yield the rows of a Parquet file, some of them in memory at a time.
+def parquet_rows(
+    binary: BinaryIO, name: str, *, groups: range | None = None
+) -> Iterator[Row | RuleError]:
+    """Yield the rows of a Parquet file, or of some row groups, some of them in memory at a time.
 
     Raises:
         RuleError: it is no Parquet file.
@@ -34,13 +37,18 @@ def parquet_rows(binary: BinaryIO, name: str) -> Iterator[Row | RuleError]:
         try:
             opened = parquet.ParquetFile(file)
             _check_names(opened.schema_arrow.names, name)
-            yield from _batches_rows(opened.iter_batches(_BATCH_ROWS), name)
+            about = opened.metadata
+            before = sum(about.row_group(n).num_rows for n in range(groups.start if groups else 0))
+            batches = opened.iter_batches(_BATCH_ROWS, row_groups=groups)
+            yield from _batches_rows(batches, name, before)
         except (pa.ArrowException, OSError) as error:
             raise _damaged(error, name, "Parquet") from None
 
 
-def arrow_rows(binary: BinaryIO, name: str) -> Iterator[Row | RuleError]:
-    """Yield the rows of an Arrow IPC file (Feather is the same) or stream.
+def arrow_rows(
+    binary: BinaryIO, name: str, *, groups: range | None = None
+) -> Iterator[Row | RuleError]:
+    """Yield the rows of an Arrow IPC file (Feather is the same), of some batches, or of a stream.
 
     Raises:
         RuleError: it is neither.
@@ -53,14 +61,39 @@ def arrow_rows(binary: BinaryIO, name: str) -> Iterator[Row | RuleError]:
         try:
             if magic == b"ARROW1":
                 opened = pa.ipc.open_file(file)
-                batches = (opened.get_batch(n) for n in range(opened.num_record_batches))
+                chosen = groups or range(opened.num_record_batches)
+                batches = map(opened.get_batch, chosen)
+                before = sum(opened.get_batch(n).num_rows for n in range(chosen.start))
             else:
                 opened = pa.ipc.open_stream(file)
-                batches = iter(opened)
+                batches, before = iter(opened), 0
             _check_names(opened.schema.names, name)
-            yield from _batches_rows(batches, name)
+            yield from _batches_rows(batches, name, before)
         except (pa.ArrowException, OSError) as error:
             raise _damaged(error, name, "Arrow") from None
+
+
+def parquet_groups(path: Path) -> list[int]:
+    """Return the bytes of each row group; none where it is no Parquet file, as reading it says."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        about = parquet.read_metadata(path)
+    except (pa.ArrowException, OSError):
+        return []
+    return [about.row_group(n).total_byte_size for n in range(about.num_row_groups)]
+
+
+def arrow_batches(path: Path) -> list[int]:
+    """Return the bytes of each record batch; none where it is no Arrow file, or a stream."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as opened:
+            return [opened.get_batch(n).nbytes for n in range(opened.num_record_batches)]
+    except (pa.ArrowException, OSError):
+        return []
 
 
 def _check_names(names: list[str], name: str) -> None:
@@ -86,8 +119,8 @@ def _damaged(error: Exception, name: str, what: str) -> RuleError:
     )
 
 
-def _batches_rows(batches: Iterator[Any], name: str) -> Iterator[Row | RuleError]:
-    number = 0
+def _batches_rows(batches: Iterator[Any], name: str, before: int) -> Iterator[Row | RuleError]:
+    number = before
     for batch in batches:
         for start in range(0, batch.num_rows, _BATCH_ROWS):
             part = batch.slice(start, _BATCH_ROWS)

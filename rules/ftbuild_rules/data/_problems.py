@@ -65,20 +65,25 @@ class Problems:
 
 
 def to_plain(found: RuleError | Unreadable) -> dict[str, Any]:
-    """Return what is wrong with a row as a JSON value; its place is one within a chunk."""
+    """Return what is wrong with a row as a JSON value; its place is one within a piece."""
     error = found.error if isinstance(found, Unreadable) else found
     return {"problem": asdict(error.problems[0]), "is_end": isinstance(found, Unreadable)}
 
 
-def from_plain(plain: dict[str, Any], name: str, lines_before: int) -> RuleError | Unreadable:
-    """Return what `to_plain` was given, its place now one in the file `name`."""
+def place_of(plain: dict[str, Any]) -> str:
+    """Return the path in what `to_plain` returned."""
+    return str(plain["problem"]["where"]["path"])
+
+
+def from_plain(plain: dict[str, Any], lines_before: int) -> RuleError | Unreadable:
+    """Return what `to_plain` was given, its line now one of the whole file."""
     problem = plain["problem"]
     where = problem["where"]
     line = None if where["line"] is None else where["line"] + lines_before
     error = RuleError(
         problem["what"],
         code=problem["code"],
-        where=Place(**{**where, "path": name, "line": line}),
+        where=Place(**{**where, "line": line}),
         why=problem["why"],
         fix=problem["fix"],
     )

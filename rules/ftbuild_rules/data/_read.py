@@ -21,9 +21,9 @@ from ftbuild_rules.data._rows import Row
 from ftbuild_rules.data._streams import COMPRESSED, decompressed, decompression_errors, opened
 
 LINES = (".jsonl", ".ndjson")
-_ARROW = (".arrow", ".feather", ".ipc")
+ARROW = (".arrow", ".feather", ".ipc")
 _TEXT = (".txt", ".text", ".md")
-_TABLES = (*LINES, ".csv", ".tsv", ".parquet", *_ARROW)
+_TABLES = (*LINES, ".csv", ".tsv", ".parquet", *ARROW)
 _KNOWN = (*_TABLES, ".json", *_TEXT, *ARCHIVES)
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".npy", ".npz")
 _SAVED = "state.json"
@@ -112,7 +112,7 @@ def _read(
     """Yield the rows of a stream; `path` says by its ending what it is, `name` is for messages."""
     kind = _kind(path)
     if kind is None or (is_member and kind in ARCHIVES):
-        raise _unreadable(name)
+        raise _unreadable(name, path)
     binary = decompressed(raw, path)
     if kind in ARCHIVES:
         yield from archive_rows(
@@ -134,7 +134,7 @@ def _table_rows(
         return delimited_rows(binary, name, "," if kind == ".csv" else "\t")
     if kind == ".parquet":
         return parquet_rows(binary, name)
-    if kind in _ARROW:
+    if kind in ARROW:
         return arrow_rows(binary, name)
     if kind in _TEXT:
         return text_rows(binary, name, reading.sample_by)
@@ -151,8 +151,8 @@ def _kind(name: str) -> str | None:
     return next((kind for kind in _KNOWN if lower.endswith(kind)), None)
 
 
-def _unreadable(name: str) -> RuleError:
-    if name.lower().endswith(_PICKLES):
+def _unreadable(name: str, path: str) -> RuleError:
+    if path.lower().endswith(_PICKLES):
         return RuleError(
             f"a dataset is not read from `{name}`",
             code="E0801",

@@ -62,13 +62,22 @@ def size_row(columns: dict[str, Any]) -> SizedRow:
     """
     import xxhash
 
+    text = says(columns)
+    size_bytes = len(text) + len(columns["metadata"])
+    return SizedRow(columns, xxhash.xxh3_64_intdigest(text), len(text), size_bytes)
+
+
+def says(columns: dict[str, Any]) -> bytes:
+    """Return all that a row says, without its metadata and white space around its texts.
+
+    Raises:
+        UnicodeEncodeError: a text holds half of a surrogate pair.
+    """
     parts: list[str] = []
     for name, value in columns.items():
         if name != "metadata":
             _collect(value, parts)
-    text = "\x1f".join(parts).encode()
-    size_bytes = len(text) + len(columns["metadata"])
-    return SizedRow(columns, xxhash.xxh3_64_intdigest(text), len(text), size_bytes)
+    return "\x1f".join(parts).encode()
 
 
 def _collect(value: Any, parts: list[str]) -> None:

@@ -25,11 +25,19 @@ from ftbuild.api import (
     SourceFile,
     rule,
 )
-from ftbuild_rules.data._arrow import dataset_schema, shard_name
-from ftbuild_rules.data._chunks import Chunk, assemble, chunks_of, pieces_of, write_segments
+from ftbuild_rules.data._arrow import PRELOAD, dataset_schema, shard_name
+from ftbuild_rules.data._chunks import assemble, write_segments
 from ftbuild_rules.data._other_tools import DATASET_NAMES, DATASET_REMEDIES
+from ftbuild_rules.data._pieces import SourcePiece, file_of, hashed, pieces_of, with_names
 from ftbuild_rules.data._plain_text import SampleBy
-from ftbuild_rules.data._problems import MAX_PROBLEMS, Problems, Unreadable, from_plain, to_plain
+from ftbuild_rules.data._problems import (
+    MAX_PROBLEMS,
+    Problems,
+    Unreadable,
+    from_plain,
+    place_of,
+    to_plain,
+)
 from ftbuild_rules.data._read import Reading, files_with_rows, read_rows
 from ftbuild_rules.data._rows import Row
 from ftbuild_rules.data._shards import SizedRow, size_row
@@ -148,14 +156,15 @@ def _check_prompt(name: str, template: str, format_name: str) -> None:
     version=4,
     output=Dataset,
     pins=("pyarrow",),
-    preload=("pyarrow", "xxhash"),
+    preload=PRELOAD,
     check=check,
     cpus="all",
 )
 def dataset(ctx: Context, inputs: DatasetInputs, params: DatasetParams) -> None:
     """Read rows into their normal form, cut into shards by content."""
-    chunks = None if is_part(inputs.source) else chunks_of(inputs.source)
-    if chunks is not None and _by_chunks(ctx, inputs.source, params, chunks):
+    _tell_of_others(ctx, inputs.source)
+    pieces = None if is_part(inputs.source) else pieces_of(inputs.source)
+    if pieces is not None and _by_pieces(ctx, inputs.source, params, pieces):
         return
     rows = _rows(ctx, inputs.source, params)
     first = next(rows, None)
@@ -170,24 +179,32 @@ def dataset(ctx: Context, inputs: DatasetInputs, params: DatasetParams) -> None:
     write_dataset(ctx, _of_form(chain([first], rows), form, inputs.source), form)
 
 
-def _by_chunks(
-    ctx: Context, source: Source, params: DatasetParams, chunks: Sequence[Chunk]
+def _tell_of_others(ctx: Context, source: Source) -> None:
+    for other in files_with_rows(source)[1]:
+        ctx.log(f"{other.name} holds no rows and is not read")
+
+
+def _by_pieces(
+    ctx: Context, source: Source, params: DatasetParams, pieces: Sequence[SourcePiece]
 ) -> bool:
-    """Make the dataset of chunks; False where one pass over all rows has to."""
+    """Make the dataset of pieces; False where one pass over all rows has to."""
     how = _formatting(params)
 
-    def chunk(piece: Piece, out: Path) -> dict[str, Any]:
-        return _read_chunk(piece.payload, out, params, how)
+    def piece(given: Piece, out: Path) -> dict[str, Any]:
+        return _read_piece(given.payload, out, params, how)
 
-    read = ctx.fragments(chunk, pieces_of(chunks, ctx.cpus), of="source")
+    read = ctx.fragments(piece, hashed(pieces, ctx.cpus), of="source")
     found = Problems(max_dropped=params.max_dropped if params.on_error == "drop" else None)
     broken: set[Path] = set()  # files of which the rest cannot be read
-    for one, fragment in zip(chunks, read, strict=True):
-        for plain in fragment.value["problems"] if one.file.path not in broken else ():
-            item = from_plain(plain, one.file.name, one.lines_before())
+    for one, fragment in zip(pieces, read, strict=True):
+        for plain in fragment.value["problems"]:
+            file = file_of(place_of(plain), one.files)
+            if file.path in broken:
+                continue
+            item = from_plain(with_names(plain, one.files), one.lines_before())
             found.add(item)
             if isinstance(item, Unreadable):
-                broken.add(one.file.path)
+                broken.add(file.path)
     found.end(ctx)
     forms = sorted({form for fragment in read for form in fragment.value["forms"]})
     if len(forms) > 1:
@@ -201,23 +218,22 @@ def _by_chunks(
     return True
 
 
-def _read_chunk(chunk: Chunk, out: Path, params: DatasetParams, how: Formatting) -> dict[str, Any]:
-    """Write the rows of a chunk; return their counts, their forms, and what is wrong with some."""
+def _read_piece(
+    piece: SourcePiece, out: Path, params: DatasetParams, how: Formatting
+) -> dict[str, Any]:
+    """Write the rows of a piece; return their counts, their forms, and what is wrong with some."""
     problems: list[RuleError | Unreadable] = []
     forms: set[str] = set()
 
     def rows() -> Iterator[SizedRow]:
-        try:
-            for item in chunk.rows():
-                row = _normal_row(item, params, how) if isinstance(item, Row) else item
-                if isinstance(row, SizedRow):
-                    forms.add(_form_of(row, params))
-                    if len(forms) == 1:
-                        yield row
-                elif len(problems) <= max(MAX_PROBLEMS, params.max_dropped):
-                    problems.append(row)
-        except RuleError as error:
-            problems.append(Unreadable(error))
+        for item in piece.rows(_reading(params)):
+            row = _normal_row(item, params, how) if isinstance(item, Row) else item
+            if isinstance(row, SizedRow):
+                forms.add(_form_of(row, params))
+                if len(forms) == 1:
+                    yield row
+            elif len(problems) <= max(MAX_PROBLEMS, params.max_dropped):
+                problems.append(row)
 
     source = rows()
     first = next(source, None)
@@ -225,6 +241,10 @@ def _read_chunk(chunk: Chunk, out: Path, params: DatasetParams, how: Formatting)
     sized = chain([first] if first is not None else [], source)
     value = write_segments(sized, out, dataset_schema(str(form)))
     return {**value, "forms": sorted(forms), "problems": [to_plain(item) for item in problems]}
+
+
+def _reading(params: DatasetParams) -> Reading:
+    return Reading(params.sample_by, params.members)
 
 
 def _form_of(row: SizedRow, params: DatasetParams) -> str:
@@ -263,7 +283,7 @@ def _rows(ctx: Context, source: Source, params: DatasetParams) -> Iterator[Sized
         RuleError: rows are bad; it names the first five.
     """
     found = Problems(max_dropped=params.max_dropped if params.on_error == "drop" else None)
-    for number, item in enumerate(_items(ctx, source, params), 1):
+    for number, item in enumerate(_items(source, params), 1):
         if isinstance(item, SizedRow):
             yield item
         else:
@@ -273,14 +293,9 @@ def _rows(ctx: Context, source: Source, params: DatasetParams) -> Iterator[Sized
     found.end(ctx)
 
 
-def _items(
-    ctx: Context, source: Source, params: DatasetParams
-) -> Iterator[SizedRow | RuleError | Unreadable]:
-    files, others = files_with_rows(source)
-    for other in others:
-        ctx.log(f"{other.name} holds no rows and is not read")
-    reading = Reading(params.sample_by, params.members)
-    how = _formatting(params)
+def _items(source: Source, params: DatasetParams) -> Iterator[SizedRow | RuleError | Unreadable]:
+    files, _ = files_with_rows(source)
+    reading, how = _reading(params), _formatting(params)
     for row in part_of(source, lambda: _all_rows(files, reading)):
         yield _normal_row(row, params, how) if isinstance(row, Row) else row
 

@@ -10,8 +10,9 @@ The first of them stays.
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from ftbuild.api import (
     AttributeProblem,
@@ -20,11 +21,19 @@ from ftbuild.api import (
     Field,
     Inputs,
     Params,
+    Piece,
     RuleError,
+    hash_bytes,
     rule,
 )
-from ftbuild_rules.data._duplicates import Likeness, Match, Seen, without
-from ftbuild_rules.data._write import form_of, read_index, sized_rows, write_dataset
+from ftbuild_rules.data._arrow import PRELOAD
+from ftbuild_rules.data._by_shard import numbered_rows, write_pieces
+from ftbuild_rules.data._duplicates import Likeness, Match, Seen, Signed, kept, sign
+from ftbuild_rules.data._shards import SMALL_ROWS, SizedRow
+from ftbuild_rules.data._write import form_of, read_index
+
+_LOGGED = 1_000
+"""So many rows are told of one by one."""
 
 
 class DedupInputs(Inputs):
@@ -64,32 +73,84 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: DedupParams) -> None:
             )
 
 
-@rule(version=1, output=Dataset, pins=("pyarrow",), preload=("pyarrow", "xxhash"), check=check)
+@rule(
+    version=1,
+    output=Dataset,
+    pins=("pyarrow",),
+    preload=PRELOAD,
+    check=check,
+    cpus="all",
+)
 def dedup(ctx: Context, inputs: DedupInputs, params: DedupParams) -> None:
     """Remove the rows that repeat an earlier row, or one of another dataset."""
     datasets = [*inputs.against, inputs.dataset]
     form = one_form(datasets)
-    seen = Seen(datasets, Likeness(params.method == "near", params.threshold, params.ngram))
-    for number, other in enumerate(inputs.against):
-        for index, row in enumerate(sized_rows(other)):
-            seen.add(row, number, index)
-    own = len(inputs.against)
-    found: Counter[str] = Counter()
-
-    def count(row: int, match: Match) -> None:
-        where = "within" if match.dataset == own else "against"
-        found[f"{'exact' if match.similarity == 1 else 'near'} {where}"] += 1
-        other = "row" if match.dataset == own else f"row of {datasets[match.dataset].label}"
-        ctx.log(f"row {row} repeats {other} {match.row}, similarity {match.similarity:.3f}")
-
-    kept = write_dataset(ctx, without(sized_rows(inputs.dataset), seen, own, count), form)
-    if not kept:
+    of = ("dataset", "against") if inputs.against else ("dataset",)
+    likeness = Likeness(params.method == "near", params.threshold, params.ngram)
+    shards = sign(ctx, datasets, likeness, of=of)
+    told = _Told(ctx, datasets)
+    if not _write(ctx, shards, likeness, told, form, of):
         raise RuleError(
             f"all {read_index(inputs.dataset)['rows']:,} rows repeat rows of `against`",
             code="E0856",
             fix="is `against` the dataset itself?",
         )
-    ctx.facts(dropped=found.total(), **{name.replace(" ", "_"): n for name, n in found.items()})
+    told.end()
+
+
+class _Told:
+    """What is said of the rows that repeat others."""
+
+    def __init__(self, ctx: Context, datasets: list[Dataset]) -> None:
+        self._ctx, self._datasets = ctx, datasets
+        self._found: Counter[str] = Counter()
+
+    def add(self, row: int, match: Match) -> None:
+        own = len(self._datasets) - 1
+        where = "within" if match.dataset == own else "against"
+        self._found[f"{'exact' if match.similarity == 1 else 'near'} {where}"] += 1
+        if self._found.total() <= _LOGGED:
+            label = self._datasets[match.dataset].label
+            other = "row" if match.dataset == own else f"row of {label}"
+            self._ctx.log(
+                f"row {row} repeats {other} {match.row}, similarity {match.similarity:.3f}"
+            )
+
+    def end(self) -> None:
+        if self._found.total() > _LOGGED:
+            self._ctx.log(f"and {self._found.total() - _LOGGED:,} more")
+        counts = {name.replace(" ", "_"): count for name, count in self._found.items()}
+        self._ctx.facts(dropped=self._found.total(), **counts)
+
+
+def _write(
+    ctx: Context,
+    shards: Sequence[Signed],
+    likeness: Likeness,
+    told: _Told,
+    form: str,
+    of: tuple[str, ...],
+) -> int:
+    """Write the rows of the last dataset that are like none before them; return how many."""
+    own = shards[-1].dataset
+    seen = Seen(shards, likeness)
+    for number, shard in enumerate(shards):
+        if shard.dataset != own:
+            for row in seen.rows(number):
+                seen.add(row)
+
+    paths = [shard.path for shard in shards if shard.dataset == own]
+    pieces = [
+        Piece((ctx.digest(path), hash_bytes(stays.tobytes())), (path, stays))
+        for path, stays in zip(paths, kept(seen, shards, own, told.add), strict=True)
+    ]
+    is_large = sum(int(piece.payload[1].sum()) for piece in pieces) > SMALL_ROWS
+    return write_pieces(ctx, pieces, _staying, form, of=of, is_large=is_large)
+
+
+def _staying(shard: tuple[Path, Any]) -> Iterator[SizedRow]:
+    path, stays = shard
+    return (row for (_, row), stay in zip(numbered_rows(path, 0), stays, strict=True) if stay)
 
 
 def one_form(datasets: list[Dataset]) -> str:

@@ -20,10 +20,12 @@ from ftbuild.api import (
     RuleError,
     rule,
 )
+from ftbuild_rules.data._arrow import PRELOAD
+from ftbuild_rules.data._by_shard import Numbered, write_changed
 from ftbuild_rules.data._expression import Condition, ExpressionError, compile_condition
 from ftbuild_rules.data._shards import SizedRow
 from ftbuild_rules.data._text_of import text_of
-from ftbuild_rules.data._write import form_of, read_index, sized_rows, write_dataset
+from ftbuild_rules.data._write import form_of, read_index
 
 
 class FilterInputs(Inputs):
@@ -71,11 +73,26 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: FilterParams) -> None:
             ) from None
 
 
-@rule(version=1, output=Dataset, pins=("pyarrow",), preload=("pyarrow", "xxhash"), check=check)
+@rule(
+    version=1,
+    output=Dataset,
+    pins=("pyarrow",),
+    preload=PRELOAD,
+    check=check,
+    cpus="all",
+)
 def filter(ctx: Context, inputs: FilterInputs, params: FilterParams) -> None:
     """Keep the rows that fulfil a condition."""
     there = read_index(inputs.dataset)["rows"]
-    kept = write_dataset(ctx, _kept(inputs.dataset, params), form_of(inputs.dataset))
+    condition = None if params.where is None else compile_condition(params.where)
+
+    def fitting(rows: Numbered) -> Iterator[SizedRow]:
+        for number, row in rows:
+            names = names_of(row.columns)
+            if _fits(names, params) and (condition is None or _holds(condition, names, number)):
+                yield row
+
+    kept = write_changed(ctx, inputs.dataset, fitting, form_of(inputs.dataset))
     if not kept:
         raise RuleError(
             f"none of {there:,} rows fulfil the condition",
@@ -84,14 +101,6 @@ def filter(ctx: Context, inputs: FilterInputs, params: FilterParams) -> None:
         )
     ctx.log(f"{kept:,} of {there:,} rows are kept")
     ctx.facts(dropped=there - kept)
-
-
-def _kept(dataset: Dataset, params: FilterParams) -> Iterator[SizedRow]:
-    condition = None if params.where is None else compile_condition(params.where)
-    for number, row in enumerate(sized_rows(dataset)):
-        names = names_of(row.columns)
-        if _fits(names, params) and (condition is None or _holds(condition, names, number)):
-            yield row
 
 
 def names_of(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ eval = "eval_rows"
 max_rows = 0                # then it is an error if there is one
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from ftbuild.api import (
     Context,
@@ -19,8 +19,9 @@ from ftbuild.api import (
     canonical_json,
     rule,
 )
-from ftbuild_rules.data._duplicates import Likeness, Match, Seen
-from ftbuild_rules.data._write import read_index, sized_rows
+from ftbuild_rules.data._arrow import PRELOAD
+from ftbuild_rules.data._duplicates import Likeness, Match, Seen, Signed, sign
+from ftbuild_rules.data._write import read_index
 from ftbuild_rules.data.dedup import one_form
 
 _EXAMPLES = 100
@@ -49,19 +50,14 @@ class LeakageParams(Params):
     """How many rows may be leaked before it is an error; without it, they are reported only."""
 
 
-@rule(version=1, output=Report, pins=("pyarrow",), preload=("pyarrow", "xxhash"))
+@rule(version=1, output=Report, pins=("pyarrow",), preload=PRELOAD, cpus="all")
 def leakage(ctx: Context, inputs: LeakageInputs, params: LeakageParams) -> None:
     """Report the rows for evaluation that are among those for training."""
     datasets = [inputs.train, inputs.eval]
     one_form(datasets)
-    seen = Seen(datasets, Likeness(True, params.threshold, params.ngram))
-    for number, row in enumerate(sized_rows(inputs.train)):
-        seen.add(row, 0, number)
-    found = [
-        (number, match)
-        for number, row in enumerate(sized_rows(inputs.eval))
-        if (match := seen.match(row)) is not None
-    ]
+    likeness = Likeness(True, params.threshold, params.ngram)
+    shards = sign(ctx, datasets, likeness, of=("train", "eval"))
+    found = list(_leaked(Seen(shards, likeness), shards))
     exact = sum(match.similarity == 1 for _, match in found)
     if params.max_rows is not None and len(found) > params.max_rows:
         number, match = found[0]
@@ -85,6 +81,16 @@ def leakage(ctx: Context, inputs: LeakageInputs, params: LeakageParams) -> None:
     if found:
         ctx.warn(f"{len(found):,} of {figures['eval_rows']:,} rows for evaluation are leaked")
     ctx.facts(**figures)
+
+
+def _leaked(seen: Seen, shards: Sequence[Signed]) -> Iterator[tuple[int, Match]]:
+    """Yield the numbers of the rows of the second dataset that are like one of the first."""
+    for number, shard in enumerate(shards):
+        for row in seen.rows(number):
+            if shard.dataset == 0:
+                seen.add(row)
+            elif (match := seen.match(row)) is not None:
+                yield shard.start + row.place, match
 
 
 def _plain(number: int, match: Match) -> dict[str, float]:

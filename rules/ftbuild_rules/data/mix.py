@@ -21,7 +21,7 @@ from ftbuild.api import (
     RuleError,
     rule,
 )
-from ftbuild_rules.data._arrow import read_table, shard_paths
+from ftbuild_rules.data._arrow import PRELOAD, read_table, shard_paths
 from ftbuild_rules.data._hashing import exact_counts, place_of_text
 from ftbuild_rules.data._shards import SizedRow
 from ftbuild_rules.data._write import as_sized, form_of, read_index, sized_rows, write_dataset
@@ -71,7 +71,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: MixParams) -> None:
         raise AttributeProblem("repeat", "`repeat` has no meaning without `rows`", "add `rows`")
 
 
-@rule(version=1, output=Dataset, pins=("pyarrow",), preload=("pyarrow", "xxhash"), check=check)
+@rule(version=1, output=Dataset, pins=("pyarrow",), preload=PRELOAD, check=check)
 def mix(ctx: Context, inputs: MixInputs, params: MixParams) -> None:
     """Mix datasets of one form, seeded and in exact proportions."""
     _check_names(inputs, params)

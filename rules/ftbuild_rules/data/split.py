@@ -11,7 +11,7 @@ editing another row never moves it, and rows that say the same are never on two 
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 from ftbuild.api import (
@@ -25,9 +25,11 @@ from ftbuild.api import (
     canonical_json,
     rule,
 )
+from ftbuild_rules.data._arrow import PRELOAD
+from ftbuild_rules.data._by_shard import Numbered, write_changed
 from ftbuild_rules.data._hashing import SPACE, place_of, place_of_text
 from ftbuild_rules.data._shards import SizedRow
-from ftbuild_rules.data._write import form_of, read_index, sized_rows, write_dataset
+from ftbuild_rules.data._write import form_of, read_index
 
 
 class SplitInputs(Inputs):
@@ -73,13 +75,23 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: SplitParams) -> None:
         )
 
 
-@rule(version=1, output=Dataset, pins=("pyarrow",), preload=("pyarrow", "xxhash"), check=check)
+@rule(
+    version=1,
+    output=Dataset,
+    pins=("pyarrow",),
+    preload=PRELOAD,
+    check=check,
+    cpus="all",
+)
 def split(ctx: Context, inputs: SplitInputs, params: SplitParams) -> None:
     """Take one part of a dataset, by the content of its rows."""
     start, end = _range(params)
-    chosen = (row for row in sized_rows(inputs.dataset) if start <= _place(row, params) < end)
+
+    def chosen(rows: Numbered) -> Iterator[SizedRow]:
+        return (row for _, row in rows if start <= _place(row, params) < end)
+
     there = read_index(inputs.dataset)["rows"]
-    taken = write_dataset(ctx, chosen, form_of(inputs.dataset))
+    taken = write_changed(ctx, inputs.dataset, chosen, form_of(inputs.dataset))
     if not taken:
         raise RuleError(
             f"none of {there:,} rows fall into the part `{params.part}`",

@@ -10,7 +10,8 @@ def polite(row):
 
 The row is its normal form as plain values: `tools`, `metadata` and the `tool_calls` of a message
 are no JSON texts but what they say. The function's code, and that of the project's files it
-imports, is in the key; so it must depend on nothing else, no clock and no file.
+imports, is in the key; so it must depend on nothing else: no clock, no file, no other row.
+Rows are given to it in several processes, and after an edit only those of the changed shards.
 """
 
 import copy
@@ -28,8 +29,10 @@ from ftbuild.api import (
     canonical_json,
     rule,
 )
+from ftbuild_rules.data._arrow import PRELOAD
+from ftbuild_rules.data._by_shard import Numbered, write_changed
 from ftbuild_rules.data._shards import SizedRow, size_row
-from ftbuild_rules.data._write import form_of, sized_rows, write_dataset
+from ftbuild_rules.data._write import form_of
 from ftbuild_rules.formats import (
     openai,
     preference,
@@ -74,12 +77,16 @@ class TransformParams(Params):
     """The form of the rows that the function returns, where it is another one."""
 
 
-@rule(version=2, output=Dataset, pins=("pyarrow",), preload=("pyarrow", "xxhash"))
+@rule(version=2, output=Dataset, pins=("pyarrow",), preload=PRELOAD, cpus="all")
 def transform(ctx: Context, inputs: TransformInputs, params: TransformParams) -> None:
     """Change the rows of a dataset by a Python function."""
     form = params.form or form_of(inputs.dataset)
-    function = inputs.function.load()
-    if not write_dataset(ctx, _rows(inputs, function, form), form):
+
+    def changed(rows: Numbered) -> Iterator[SizedRow]:
+        # Loaded anew for each shard: what a function remembers of other rows must not show.
+        return _changed(inputs.function, inputs.function.load(), rows, form)
+
+    if not write_changed(ctx, inputs.dataset, changed, form):
         raise RuleError(
             f"`{inputs.function.spec}` leaves no row",
             code="E0858",
@@ -87,14 +94,16 @@ def transform(ctx: Context, inputs: TransformInputs, params: TransformParams) ->
         )
 
 
-def _rows(inputs: TransformInputs, function: Callable[[Any], Any], form: str) -> Iterator[SizedRow]:
-    for number, row in enumerate(sized_rows(inputs.dataset)):
-        for found in _called(inputs.function, function, row.columns, number):
+def _changed(
+    given: Function, function: Callable[[Any], Any], rows: Numbered, form: str
+) -> Iterator[SizedRow]:
+    for number, row in rows:
+        for found in _called(given, function, row.columns, number):
             try:
                 yield size_row(_normal(found, form))
             except (BadRow, TypeError, ValueError) as error:
                 raise RuleError(
-                    f"`{inputs.function.spec}` returns no row for row {number}: {error}",
+                    f"`{given.spec}` returns no row for row {number}: {error}",
                     code="E0858",
                     fix=error.fix if isinstance(error, BadRow) else "return values that JSON has",
                 ) from None

@@ -58,6 +58,7 @@ from ftbuild_rules.evaluation._measures import (
     reward_figures,
 )
 from ftbuild_rules.quantization._dequantize import Base
+from ftbuild_rules.quantization._pins import with_quantized
 from ftbuild_rules.training._shards import Form, read_tokens, require_fit
 
 _OF_TOKENS = (
@@ -121,7 +122,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: EvaluateParams) -> None:
 @rule(
     version=1,
     output=Report,
-    pins=("torch", "transformers", "peft", "tokenizers", "jinja2"),
+    pins=with_quantized("torch", "transformers", "peft", "tokenizers", "jinja2"),
     preload=("torch", "transformers", "peft"),
     check=check,
     gpus=1,

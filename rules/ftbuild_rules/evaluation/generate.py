@@ -26,6 +26,7 @@ from ftbuild_rules.evaluation._answers import (
     markdown,
     rows_of,
 )
+from ftbuild_rules.quantization._pins import with_quantized
 from ftbuild_rules.training._lora import require_base
 
 
@@ -60,7 +61,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: GenerateParams) -> None:
 @rule(
     version=1,
     output=Report,
-    pins=("torch", "transformers", "peft", "tokenizers", "jinja2"),
+    pins=with_quantized("torch", "transformers", "peft", "tokenizers", "jinja2"),
     preload=("torch", "transformers", "peft"),
     check=check,
     gpus=1,

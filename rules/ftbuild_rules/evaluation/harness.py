@@ -35,6 +35,7 @@ from ftbuild.api import (
 from ftbuild_rules.evaluation._answers import load_answerer, load_tokenizer
 from ftbuild_rules.evaluation._gates import check_gates, figures_page, require_gates
 from ftbuild_rules.evaluation._measures import require_own
+from ftbuild_rules.quantization._pins import with_quantized
 
 
 class HarnessInputs(Inputs):
@@ -75,7 +76,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: HarnessParams) -> None:
 @rule(
     version=1,
     output=Report,
-    pins=("lm_eval", "torch", "transformers", "peft", "tokenizers", "datasets"),
+    pins=with_quantized("lm_eval", "torch", "transformers", "peft", "tokenizers", "datasets"),
     check=check,
     gpus=1,
 )

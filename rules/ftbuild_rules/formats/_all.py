@@ -4,6 +4,7 @@
 other published names too. What no column of the format was read from is kept as `metadata`.
 """
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -116,7 +117,11 @@ def _missing(row: dict[str, Any], column: str, name: str, how: Formatting) -> Ba
     for other, module in FORMATS.items():
         if module is not how.module and other not in _NEVER_SUGGESTED and _fits(row, other):
             return BadRow("E0810", what, f'format = "{other}" fits')
+    head, point, rest = name.partition(".")
+    alike = difflib.get_close_matches(head, row, n=1)
     example = next((key for key in row if key not in how.module.COLUMNS), "NAME")
+    if alike:
+        example = f"{alike[0]}{point}{rest}"
     return BadRow(
         "E0810", what, f'name the column that holds it: columns = {{ {column} = "{example}" }}'
     )

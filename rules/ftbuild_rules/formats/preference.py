@@ -1,4 +1,4 @@
-"""Format `preference`: two answers to one prompt, of which the first is the better one.
+r"""Format `preference`: two answers to one prompt, of which the first is the better one.
 
 {"prompt": "How are you?", "chosen": "Very well, thank you!", "rejected": "Why do you ask?"}
 
@@ -6,8 +6,15 @@ The prompt is a string (the user's message) or a list of messages; it may stand 
 or `conversations` instead, or be what `chosen` and `rejected`, given as whole conversations,
 have in common. An answer is a string (the assistant's message), one message, or a list.
 Messages are written in OpenAI's or in ShareGPT's style. All goes through the chat template.
+
+Without a prompt, texts may be transcripts as in Anthropic's HH-RLHF, whose turns begin with
+`Human:` and `Assistant:` after an empty line. What two other texts begin with alike is no prompt:
+nobody can say where it ends, for answers may begin alike too.
+
+{"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: No."}
 """
 
+import re
 from typing import Any
 
 from ftbuild_rules.formats._messages import (
@@ -26,6 +33,8 @@ PROMPT = "prompt"
 COLUMNS = ("prompt", "messages", "conversations", "system", "chosen", "rejected", "tools")
 NEEDED = ("chosen", "rejected")
 _PROMPTS = ("prompt", "messages", "conversations")
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):[ ]?")
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 def normalise(row: dict[str, Any]) -> dict[str, Any]:
@@ -37,10 +46,8 @@ def normalise(row: dict[str, Any]) -> dict[str, Any]:
     given = [column for column in _PROMPTS if row.get(column) is not None]
     if len(given) > 1:
         raise BadRow("E0817", f"the row has more than one prompt: {names(given)}", "keep one")
-    chosen, rejected = (
-        read_answer(row["chosen"], "chosen"),
-        read_answer(row["rejected"], "rejected"),
-    )
+    read = read_answer if given else _read_whole
+    chosen, rejected = read(row["chosen"], "chosen"), read(row["rejected"], "rejected")
     if given:
         prompt = read_prompt(row[given[0]], given[0])
         chosen, rejected = _without(prompt, chosen), _without(prompt, rejected)
@@ -79,6 +86,29 @@ def read_answer(value: Any, column: str) -> list[Message]:
     if isinstance(value, dict):
         return [message(value, f"`{column}`")]
     return conversation(value, column)
+
+
+def _read_whole(value: Any, column: str) -> list[Message]:
+    """Return an answer with its prompt as messages; a text is a transcript.
+
+    Raises:
+        BadRow: it is neither messages nor a transcript.
+    """
+    if not isinstance(value, str) or messages_in(value) is not None:
+        return read_answer(value, column)
+    before, *parts = _SPEAKER.split(value)
+    if before.strip() or not parts:
+        raise BadRow(
+            "E0817",
+            f"there is no `prompt`, and `{column}` is no transcript",
+            'add "prompt": "…" and leave that out of both answers, '
+            'or write both as "\\n\\nHuman: …\\n\\nAssistant: …"',
+        )
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return [
+        message({"role": _SPEAKERS[speaker], "content": text}, f"turn {number} of `{column}`")
+        for number, (speaker, text) in enumerate(pairs, 1)
+    ]
 
 
 def _without(prompt: list[Message], answer: list[Message]) -> list[Message]:

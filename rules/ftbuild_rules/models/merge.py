@@ -50,6 +50,7 @@ from ftbuild_rules.models._safetensors import (
     write_tensors,
 )
 from ftbuild_rules.quantization._dequantize import in_full
+from ftbuild_rules.quantization._pins import with_quantized
 from ftbuild_rules.training._lora import require_base
 
 
@@ -129,7 +130,7 @@ def _check_weights(kinds: Mapping[str, tuple[str, ...]], params: MergeParams, se
 @rule(
     version=2,
     output=Model,
-    pins=("torch", "peft"),
+    pins=with_quantized("torch", "peft"),
     preload=("torch", "transformers", "peft"),
     check=check,
     cpus="all",

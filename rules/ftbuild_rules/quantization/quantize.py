@@ -36,6 +36,7 @@ from ftbuild_rules.quantization._dequantize import QUANTIZATION_NAME, stored_nam
 from ftbuild_rules.quantization._error import LayerError, measure, overall
 from ftbuild_rules.quantization._gptq import Grid, pack, quantize_blocks
 from ftbuild_rules.quantization._layers import Layers, empty_model, linear_weights
+from ftbuild_rules.quantization._pins import LIBRARY
 from ftbuild_rules.quantization._tensor_file import TensorFile, header_room
 from ftbuild_rules.training._shards import read_tokens, require_fit
 
@@ -109,10 +110,15 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: QuantizeParams) -> None:
             )
 
 
+def pins(_: Mapping[str, tuple[str, ...]], params: Any) -> tuple[str, ...]:
+    """Return torch and transformers, and bitsandbytes for all methods but `gptq`."""
+    return ("torch", "transformers", *(() if params.method == "gptq" else (LIBRARY,)))
+
+
 @rule(
     version=1,
     output=QuantizedModel,
-    pins=("torch", "transformers", "bitsandbytes"),
+    pins=pins,
     preload=("torch", "transformers", "bitsandbytes"),
     check=check,
     cpus="all",

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from ftbuild_rules.templates._environment import environment
 from ftbuild_rules.templates._render import Renderer, Template
 from ftbuild_rules.templates._turns import (
     BrokenTemplateError,
@@ -68,9 +69,7 @@ class LimitedRenderer:
     """Renders conversations in a child of its own in each process that uses it."""
 
     def __init__(self, template: Template) -> None:
-        # The child must not spend its time on imports.
-        import transformers.utils.chat_template_utils  # noqa: F401
-
+        environment()  # the child must not spend its time on imports
         self._template = template
         self._child: _Child | None = None
 

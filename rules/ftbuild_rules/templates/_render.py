@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ftbuild_rules.templates._environment import environment
 from ftbuild_rules.templates._skeleton import (
     Owner,
     Shape,
@@ -66,9 +67,6 @@ class Renderer:
         self._template = template
         self._before_render = before_render
         self._compiled = _compile(template.text)
-        # A template that asks for today's date would give other tokens every day.
-        clock = self._compiled.environment.undefined(name="strftime_now")
-        self._variables = {**template.variables, "strftime_now": clock}
         self._skeleton: Callable[[Shape], Skeleton] = functools.lru_cache(maxsize=512)(
             self._make_skeleton
         )
@@ -121,7 +119,7 @@ class Renderer:
                     tools=json.loads(tools) if tools else None,
                     documents=None,
                     add_generation_prompt=add_generation_prompt,
-                    **self._variables,
+                    **self._template.variables,
                 ):
                     room -= len(block)
                     if room < 0:
@@ -240,22 +238,15 @@ class Renderer:
 
 
 def _compile(text: str) -> Any:
-    """Return the template compiled as Transformers does, but that it prints nothing undefined.
+    """Return the template compiled.
 
     Raises:
         BrokenTemplateError: it is no Jinja.
     """
-    from jinja2 import TemplateSyntaxError, Undefined
-    from transformers.utils.chat_template_utils import _compile_jinja_template
+    from jinja2 import TemplateSyntaxError
 
-    class Unprintable(Undefined):
-        # A template may ask whether something is defined, or is true. Printed, an undefined
-        # variable would be nothing at all: a slip of the pen that no one would see.
-        __str__ = Undefined._fail_with_undefined_error
-
-    environment = _compile_jinja_template("").environment.overlay(undefined=Unprintable)
     try:
-        return environment.from_string(text)
+        return environment().from_string(text)
     except TemplateSyntaxError as error:
         raise BrokenTemplateError(f"line {error.lineno}: {error.message}") from error
     except Exception as error:  # constants are computed while it compiles
@@ -315,4 +306,7 @@ def _for_template(message: dict[str, Any]) -> dict[str, Any]:
     }
     if message.get("tool_calls") is not None:
         out["tool_calls"] = json.loads(message["tool_calls"])
+    if "reasoning_content" in out:
+        # Transformers gives it under both names, for templates that know the older one.
+        return {"thinking": out["reasoning_content"], **out}
     return out

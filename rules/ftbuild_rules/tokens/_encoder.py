@@ -7,17 +7,21 @@ both ways, and must come out with the same ids and in the same places.
 
 import json
 import tempfile
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ftbuild.api import Place, RuleError
 from ftbuild_rules.templates._render import Template
 from ftbuild_rules.tokens._offsets import Offsets, offsets_by_size, offsets_in_characters
-from ftbuild_rules.tokens._words import Words, byte_lengths, is_of_words, words_of
+from ftbuild_rules.tokens._words import Words, byte_lengths, is_of_words, spelling, words_of
 
-_BACKEND, _ABOUT = "tokenizer.json", "about.json"
+_BACKEND, _ABOUT, _SIZES = "tokenizer.json", "about.json", "sizes.int32"
+VOCABULARY = "vocabulary.json"
+"""Where the model has no tokenizer.json of the same vocabulary: one to be put beside the ids."""
 CHECKED_EVERY = 64
 """One text in so many is encoded by the tokenizer too."""
 
@@ -26,10 +30,11 @@ CHECKED_EVERY = 64
 class Encoder:
     """A tokenizer, ready for batches."""
 
-    backend: Any
-    """The `tokenizers.Tokenizer` as Transformers set it up."""
+    text: str
+    """The tokenizer.json as Transformers set it up."""
     plain: Any
-    """The same without a post-processor: it adds no token, and its offsets are not trimmed."""
+    """The `tokenizers.Tokenizer` without a post-processor: it adds no token, and its offsets are
+    not trimmed."""
     templates: dict[str, str]
     """The tokenizer's own chat templates; the usual one is `default`."""
     variables: dict[str, str]
@@ -41,6 +46,13 @@ class Encoder:
     """None where its ids are not made word by word."""
     sizes: Any
     """How many bytes each id stands for, an array; None where that is not fixed."""
+
+    @cached_property
+    def backend(self) -> Any:
+        """The `tokenizers.Tokenizer` with its post-processor, which few rows need."""
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_str(self.text)
 
     def encode(self, texts: Sequence[str], *, with_special_tokens: bool = False) -> list[list[int]]:
         """Return the ids of each text."""
@@ -178,6 +190,8 @@ def settle(directory: Path, label: str, out: Path) -> None:
     backend.no_truncation()
     backend.no_padding()
     text = backend.to_str()
+    described = json.loads(text)
+    sizes = byte_lengths(described)
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     special |= {token for token in (tokenizer.eos_token,) if token}
     templates = tokenizer.chat_template or {}
@@ -187,33 +201,50 @@ def settle(directory: Path, label: str, out: Path) -> None:
         "enders": sorted(special, key=lambda token: (-len(token), token)),
         "bos_id": tokenizer.bos_token_id,
         "eos_id": tokenizer.eos_token_id,
-        "is_of_words": is_of_words(text),
+        "spelling": spelling(described) if is_of_words(text) else None,
+        "has_sizes": sizes is not None,
     }
     (out / _BACKEND).write_text(text, "utf-8")
     (out / _ABOUT).write_text(json.dumps(about, ensure_ascii=False), "utf-8")
+    (out / _SIZES).write_bytes(array("i", sizes or []).tobytes())
+    if not _is_vocabulary(directory / "tokenizer.json", backend):
+        # Transformers made it of other files, or added tokens that stand in its configuration.
+        (out / VOCABULARY).write_text(_without_post_processor(text).to_str(), "utf-8")
+
+
+def _is_vocabulary(file: Path, backend: Any) -> bool:
+    from tokenizers import Tokenizer
+
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    return file.exists() and bool(Tokenizer.from_file(str(file)).get_vocab() == vocabulary)
+
+
+def _without_post_processor(text: str) -> Any:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.post_processor = None
+    return tokenizer
 
 
 def open_encoder(settled: Path) -> Encoder:
     """Return the tokenizer that `settle` wrote down."""
     import numpy
-    from tokenizers import Tokenizer
 
     text = (settled / _BACKEND).read_text("utf-8")
     about = json.loads((settled / _ABOUT).read_text("utf-8"))
-    described = json.loads(text)
-    plain = Tokenizer.from_str(text)
-    plain.post_processor = None
-    sizes = byte_lengths(described)
+    plain = _without_post_processor(text)
+    sizes = numpy.frombuffer((settled / _SIZES).read_bytes(), numpy.int32).astype(numpy.int64)
     return Encoder(
-        backend=Tokenizer.from_str(text),
+        text=text,
         plain=plain,
         templates=about["templates"],
         variables=about["variables"],
         enders=tuple(about["enders"]),
         bos_id=about["bos_id"],
         eos_id=about["eos_id"],
-        words=words_of(described, plain) if about["is_of_words"] else None,
-        sizes=None if sizes is None else numpy.array(sizes, numpy.int64),
+        words=None if about["spelling"] is None else words_of(about["spelling"], plain),
+        sizes=sizes if about["has_sizes"] else None,
     )
 
 

@@ -14,7 +14,7 @@ import functools
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,24 +110,34 @@ def is_of_words(text: str) -> bool:
         return False
     tokenizer = Tokenizer.from_str(text)
     tokenizer.post_processor = None
-    return _agrees(words_of(described, tokenizer), tokenizer, _added(described))
+    found = spelling(described)
+    return _agrees(words_of(found, tokenizer), tokenizer, _longest_first(found["added"]))
 
 
-def words_of(described: Mapping[str, Any], tokenizer: Any) -> Words:
-    """Return the words of a tokenizer that is made of them; `described` is its tokenizer.json."""
+def spelling(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return as JSON how a tokenizer is made of words; `described` is its tokenizer.json."""
     narrow, wide = (_pattern(described, characters) for characters in (_ascii(), _characters()))
     assert narrow is not None
     assert wide is not None
-    added = _added(described)
-    parts = f"({'|'.join(map(re.escape, added))})" if added else "(?!)()"
-    ids = _Ids(tokenizer.model, {t["content"]: t["id"] for t in described["added_tokens"]})
-    return Words(_finder(narrow), _finder(wide), re.compile(parts).split, ids)
+    added = {token["content"]: token["id"] for token in described["added_tokens"]}
+    return {"narrow": narrow, "wide": wide, "added": added}
 
 
-def _added(described: Mapping[str, Any]) -> list[str]:
-    """Return the added tokens, the longest first, as the tokenizer looks for them."""
-    found = {token["content"] for token in described["added_tokens"]}
-    return sorted(found, key=lambda token: (-len(token), token))
+def words_of(spelled: Mapping[str, Any], tokenizer: Any) -> Words:
+    """Return the words of a tokenizer that is made of them, as `spelling` describes it."""
+    added = spelled["added"]
+    parts = f"({'|'.join(map(re.escape, _longest_first(added)))})" if added else "(?!)()"
+    return Words(
+        _finder(spelled["narrow"]),
+        _finder(spelled["wide"]),
+        re.compile(parts).split,
+        _Ids(tokenizer.model, added),
+    )
+
+
+def _longest_first(added: Iterable[str]) -> list[str]:
+    """Return the added tokens as the tokenizer looks for them."""
+    return sorted(added, key=lambda token: (-len(token), token))
 
 
 def _finder(pattern: str) -> Callable[[str], list[str]]:

@@ -34,6 +34,7 @@ from ftbuild.api import (
     rule,
 )
 from ftbuild_rules.data._arrow import (
+    PRELOAD,
     shard_name,
     shard_paths,
     write_index,
@@ -41,7 +42,7 @@ from ftbuild_rules.data._arrow import (
 from ftbuild_rules.templates import _defaults
 from ftbuild_rules.templates._limits import LimitedRenderer
 from ftbuild_rules.templates._turns import BrokenTemplateError
-from ftbuild_rules.tokens._encoder import Encoder, open_encoder, settle
+from ftbuild_rules.tokens._encoder import VOCABULARY, open_encoder, settle
 from ftbuild_rules.tokens._findings import Allowable, ShardFindings, check_findings
 from ftbuild_rules.tokens._forms import FORMS, MASKS, STEPS
 from ftbuild_rules.tokens._masks import EndOfTurn, MaskPolicy
@@ -178,14 +179,10 @@ def _set_names(params: TokensParams, names: Iterable[str]) -> list[str]:
 
 
 @rule(
-    version=2,
+    version=3,
     output=Tokens,
     pins=("jinja2", "pyarrow", "tokenizers", "transformers"),
-    preload=(
-        "pyarrow",
-        "tokenizers",
-        "transformers.utils.chat_template_utils",
-    ),
+    preload=(*PRELOAD, "tokenizers", "jinja2.ext", "jinja2.sandbox"),
     check=check,
     cpus="all",
 )
@@ -240,7 +237,7 @@ def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
     write_index(ctx.out / "tokens.json", totals)
     if template is not None:
         (ctx.out / "chat_template.jinja").write_bytes(template.encode())
-    _keep_vocabulary(ctx, inputs.model.path, encoder)
+    _keep_vocabulary(ctx, inputs.model.path, settled)
     ctx.facts(**{name: totals[name] for name in ("rows", "tokens", "trainable_tokens")})
 
 
@@ -344,15 +341,7 @@ def _assemble(ctx: Context, fragments: Sequence[Fragment], params: TokensParams)
     return {**totals, "shards": shards}
 
 
-def _keep_vocabulary(ctx: Context, model: Path, encoder: Encoder) -> None:
+def _keep_vocabulary(ctx: Context, model: Path, settled: Path) -> None:
     """Put the tokenizer beside the ids, so that the artifact can be read alone."""
-    from tokenizers import Tokenizer
-
-    file = model / "tokenizer.json"
-    vocabulary = encoder.plain.get_vocab(with_added_tokens=True)
-    if file.exists() and Tokenizer.from_file(str(file)).get_vocab() == vocabulary:
-        ctx.link(file, "tokenizer/tokenizer.json")
-        return
-    # Transformers made it of other files, or added tokens that stand in its configuration.
-    (ctx.out / "tokenizer").mkdir()
-    (ctx.out / "tokenizer" / "tokenizer.json").write_text(encoder.plain.to_str(), "utf-8")
+    made = settled / VOCABULARY
+    ctx.link(made if made.exists() else model / "tokenizer.json", "tokenizer/tokenizer.json")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ftbuild.api import File, Tokens
-from ftbuild_rules.training import _loop
+from ftbuild_rules.training import _arguments, _loop, _policy, _run
 from ftbuild_rules.training._reference import (
     Reference,
     ReferencedInputs,
@@ -13,7 +13,7 @@ from ftbuild_rules.training._reference import (
 
 
 def train_pairs(
-    run: _loop.Run, inputs: ReferencedInputs, *, zero_is_wrong: bool, **settings: Any
+    run: _run.Run, inputs: ReferencedInputs, *, zero_is_wrong: bool, **settings: Any
 ) -> None:
     """Train on preference pairs with the losses that `settings` of `DPOConfig` name.
 
@@ -34,25 +34,25 @@ def train_pairs(
             return dataset
 
     trainer = _loop.watched(Pretokenized, run, zero_is_wrong=zero_is_wrong)(
-        model=_loop.load_policy(run),
+        model=_policy.load_policy(run),
         ref_model=None if inputs.reference is not None else second_copy(run),
         args=DPOConfig(
-            **_loop.trl_arguments(run),
+            **_arguments.trl_arguments(run),
             precompute_ref_log_probs=inputs.reference is not None,
             **settings,
         ),
-        **{**_loop.trl_inputs(run), **given},
+        **{**_arguments.trl_inputs(run), **given},
     )
     _loop.train(run, trainer)
     _loop.save(run, trainer.model)
 
 
-def _rows(run: _loop.Run, inputs: ReferencedInputs, ld_alpha: float | None) -> Any:
+def _rows(run: _run.Run, inputs: ReferencedInputs, ld_alpha: float | None) -> Any:
     logps = _logps(run, inputs.data, inputs.reference, ld_alpha)
     return run.data.dataset(with_row=True, **logps)
 
 
-def _eval_rows(run: _loop.Run, inputs: ReferencedInputs, ld_alpha: float | None) -> Any:
+def _eval_rows(run: _run.Run, inputs: ReferencedInputs, ld_alpha: float | None) -> Any:
     assert inputs.eval_data is not None
     assert run.eval_data is not None
     logps = _logps(run, inputs.eval_data, inputs.eval_reference, ld_alpha)
@@ -60,7 +60,7 @@ def _eval_rows(run: _loop.Run, inputs: ReferencedInputs, ld_alpha: float | None)
 
 
 def _logps(
-    run: _loop.Run, tokens: Tokens, given: File | None, ld_alpha: float | None
+    run: _run.Run, tokens: Tokens, given: File | None, ld_alpha: float | None
 ) -> dict[str, Any]:
     """Return the columns of the reference's log-probabilities that TRL reads; none if not given.
 
@@ -83,10 +83,10 @@ def _logps(
     return columns
 
 
-def second_copy(run: _loop.Run) -> Any:
+def second_copy(run: _run.Run) -> Any:
     """Return the reference of a full training; an adapter needs no second model."""
     if run.inputs.adapter is not None or run.params.lora is not None:
         return None
     import torch
 
-    return _loop.load_base(run.inputs.model, torch.float32, run.params.attention)
+    return _policy.load_base(run.inputs.model, torch.float32, run.params.attention)

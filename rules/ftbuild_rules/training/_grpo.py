@@ -3,13 +3,13 @@
 from typing import Any
 
 from ftbuild.api import Place, RuleError
-from ftbuild_rules.training import _loop
+from ftbuild_rules.training import _report, _run
 
 _NOT_FINITE = "probability tensor"
 """How torch begins to say that it cannot draw from NaN or infinite values."""
 
 
-def trainer_class(run: _loop.Run) -> type:
+def trainer_class(run: _run.Run) -> type:
     """Return the trainer of a run, whose examples are {"prompt": ids, "metadata", "row"}."""
     import torch
     from trl import GRPOTrainer
@@ -78,15 +78,15 @@ def _sampler_class() -> Any:
     return EpochSampler
 
 
-def _drawing_failed(run: _loop.Run, trainer: Any, error: RuntimeError) -> Exception:
+def _drawing_failed(run: _run.Run, trainer: Any, error: RuntimeError) -> Exception:
     if not str(error).startswith(_NOT_FINITE):
         return error
     step = trainer.state.global_step + 1
     rows = sorted(set(trainer.rows_drawn))
-    return _loop.bad_step(run, step, "probability of a next token is NaN or infinite", rows=rows)
+    return _report.bad_step(run, step, "probability of a next token is NaN or infinite", rows=rows)
 
 
-def _require_rewards(run: _loop.Run, rewards_NF: Any, rows: list[int]) -> None:
+def _require_rewards(run: _run.Run, rewards_NF: Any, rows: list[int]) -> None:
     """Refuse completions of which no reward has anything to say.
 
     Shapes: (completions, rewards).

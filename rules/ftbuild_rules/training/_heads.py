@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ftbuild.api import Inputs, Model, Place, QuantizedModel, RewardModel, RuleError, Tokens
 from ftbuild_rules.quantization._dequantize import Base
 from ftbuild_rules.quantization._load import HEAD_NAMES, load_network
-from ftbuild_rules.training import _loop
+from ftbuild_rules.training import _loop, _policy, _run
 from ftbuild_rules.training._lora import CONFIG_NAME, lora_config
 
 
@@ -32,6 +32,8 @@ class HeadInputs(Inputs):
     """The base model, whose weights stay as they are when an adapter is trained."""
     adapter: RewardModel | None = None
     """Continue this one, trained by the same rule with `lora` on the same model."""
+    quantized_from: Model | None = None
+    """What `model` was quantized from, for `lora.init = "loftq"`."""
     data: Tokens
     """What to train on."""
     eval_data: Tokens | None = None
@@ -60,7 +62,7 @@ def require_adapter(adapter: RewardModel | None, head: Head) -> None:
     )
 
 
-def load_judge(run: _loop.Run, head: Head) -> Any:
+def load_judge(run: _run.Run, head: Head) -> Any:
     """Return the model to train, with its head and, if one is trained, its adapter.
 
     The weights of a new head are drawn with the seed set by `make_deterministic`.
@@ -83,7 +85,7 @@ def load_judge(run: _loop.Run, head: Head) -> Any:
         )
 
     transformers.utils.logging.set_verbosity_error()  # a new head is meant
-    model = _loop.load_policy(run, load)
+    model = _policy.load_policy(run, load)
     if run.params.lora is not None:
         from peft import get_peft_model
 
@@ -98,7 +100,7 @@ def load_judge(run: _loop.Run, head: Head) -> Any:
     return model
 
 
-def save_judge(run: _loop.Run, model: Any, head: Head) -> None:
+def save_judge(run: _run.Run, model: Any, head: Head) -> None:
     """Write what was trained, with what makes plain Transformers load the head too.
 
     Raises:

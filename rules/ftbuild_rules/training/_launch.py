@@ -82,6 +82,21 @@ def check_launch(launch: Launch, *, keep: str) -> None:
         )
 
 
+def check_whole(launch: Launch) -> None:
+    """Refuse a strategy that cuts weights, for those that are packed.
+
+    Raises:
+        AttributeProblem: it is such a one.
+    """
+    stage = launch.settings.get("zero_optimization", {}).get("stage", 2)
+    if launch.strategy == "fsdp" or (launch.strategy == "deepspeed" and stage == 3):
+        raise AttributeProblem(
+            "launch",
+            "`model` is quantized, and its packed weights cannot be shared out among processes",
+            'set `strategy = "ddp"`: only the adapter is trained, and its states are small',
+        )
+
+
 class Started(Protocol):
     """A training that is ready to be started."""
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from ftbuild.api import (
     Adapter,
     Field,
+    Model,
     Params,
     Place,
     QuantizedModel,
@@ -22,13 +23,13 @@ from ftbuild.api import (
 )
 from ftbuild_rules.models._safetensors import write_tensors
 from ftbuild_rules.models._torch import spec_of, tensor_bytes
-from ftbuild_rules.quantization._dequantize import Base, about
+from ftbuild_rules.quantization._dequantize import QUANTIZATION_NAME, Base, about
 from ftbuild_rules.training._other_tools import LORA_NAMES
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 BASE_NAME = "base.json"
-MOVES_BASE = ("pissa", "olora")
+MOVES_BASE = ("pissa", "olora", "corda")
 """Ways to begin that change the base's weights, so that the base beside is no reference."""
 _START = "ftbuild_start"
 """The attribute of a PEFT model that holds how its adapter began."""
@@ -56,11 +57,17 @@ class Lora(Params):
     """Scale by alpha / sqrt(r) instead (arXiv:2312.03732)."""
     dora: bool = False
     """Train the norm of each column of the weights beside its direction (arXiv:2402.09353)."""
-    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
-    """How the matrices begin. With `default` (Kaiming-uniform A), `gaussian` and `orthogonal` the
-    model begins as it is. `pissa` (arXiv:2404.02948) and `olora` (arXiv:2406.01775) take the
-    largest directions out of the base's weights and train those; the artifact is written for the
-    unchanged base, with twice the rank."""
+    init: Literal[
+        "default", "gaussian", "orthogonal", "pissa", "olora", "corda", "eva", "loftq"
+    ] = "default"
+    """How the matrices begin. With `default` (Kaiming-uniform A), `gaussian`, `orthogonal` and
+    `eva` (arXiv:2410.07170: A from what layers read of `data`) the model begins as it is. `pissa`
+    (arXiv:2404.02948), `olora` (arXiv:2406.01775) and `corda` (arXiv:2406.05223: those that
+    matter for `data`) take the largest directions out of the base's weights and train those; the
+    artifact is written for the unchanged base, with twice the rank. `loftq` (arXiv:2310.08659)
+    begins with what brings a quantized `model` closest to the one in `quantized_from`."""
+    init_rows: int | None = Field(None, ge=1)
+    """How many of the first rows of `data` `corda` and `eva` look at; 256 if not given."""
     pissa_iterations: int | None = Field(None, ge=1)
     """Find PiSSA's directions by a randomized decomposition of so many iterations, which takes
     seconds for a large model where the exact one takes minutes; 4 to 16."""
@@ -88,6 +95,7 @@ def lora_config(
     import warnings
 
     from peft import LoraConfig
+    from peft.tuners.lora.config import CordaConfig
 
     targets = lora.target_modules
     whole = list(lora.modules_to_save) or None
@@ -103,6 +111,7 @@ def lora_config(
             use_rslora=lora.rslora,
             use_dora=lora.dora,
             init_lora_weights=_init(lora),
+            corda_config=CordaConfig(corda_method="ipm") if lora.init == "corda" else None,
             rank_pattern=dict(lora.rank_pattern),
             alpha_pattern={name: _whole(alpha) for name, alpha in lora.alpha_pattern.items()},
             modules_to_save=sorted({*lora.modules_to_save, *heads}) if heads else whole,
@@ -113,7 +122,7 @@ def lora_config(
 
 
 def _init(lora: Lora) -> bool | str:
-    if lora.init == "default":
+    if lora.init in ("default", "eva", "loftq"):  # `_start` has a part in the last two
         return True
     if lora.pissa_iterations is not None:
         return f"pissa_niter_{lora.pissa_iterations}"
@@ -135,24 +144,63 @@ def require_base(
     Raises:
         RuleError: E0906: the adapter names another base, or none.
     """
-    path = adapter.path / BASE_NAME
-    noted = json.loads(path.read_bytes()) if path.exists() else {}
+    noted = _noted(adapter)
     base, source = noted.get("base"), noted.get("quantized_from")
     if model.digest != base and not (or_its_source and model.digest == source):
+        why = f"its base has the digest {base}; this model has {model.digest}"
+        if or_its_source and model.digest == noted.get("makes_up_for"):
+            why = "it began with what quantizing had changed (LoftQ), which this model lacks"
         raise RuleError(
             f"the adapter `{adapter.label or 'adapter'}` was not trained on "
             f"`{model.label or 'model'}`",
             code="E0906",
             where=Place(path=BASE_NAME),
-            why=f"its base has the digest {base}; this model has {model.digest}",
+            why=why,
             fix="name the model that the adapter was trained on as `model`",
         )
 
 
+def require_source(source: Model, model: Base) -> None:
+    """Refuse a model that is not the one that `model` was quantized from.
+
+    Raises:
+        RuleError: E0906.
+    """
+    made_from = about(model)["source"] if isinstance(model, QuantizedModel) else None
+    if made_from != source.digest:
+        raise RuleError(
+            f"`{model.label or 'model'}` was not quantized from "
+            f"`{source.label or 'quantized_from'}`",
+            code="E0906",
+            where=Place(path=QUANTIZATION_NAME),
+            why=f"it was made from the digest {made_from}; this model has {source.digest}",
+            fix="name what its `quantize` target names as `model`",
+        )
+
+
+def _noted(adapter: Adapter | RewardModel) -> dict[str, str]:
+    path = adapter.path / BASE_NAME
+    return json.loads(path.read_bytes()) if path.exists() else {}
+
+
+def note_base(base: Base, continued: Adapter | RewardModel | None, lora: Lora | None) -> bytes:
+    """Return `base.json` of an adapter that continues one, or is new.
+
+    One that began by LoftQ makes up for the errors of its quantized base for good, and so does
+    what continues it: it is no adapter of the model in full precision.
+    """
+    noted = {"base": base.digest}
+    if isinstance(base, QuantizedModel):
+        is_new_loftq = lora is not None and lora.init == "loftq"
+        is_loftq = is_new_loftq or (continued is not None and "makes_up_for" in _noted(continued))
+        noted["makes_up_for" if is_loftq else "quantized_from"] = about(base)["source"]
+    return canonical_json(noted)
+
+
 def save_adapter(
-    model: Any, out: Path, *, base: Base, trained: dict[str, Any] | None = None
+    model: Any, out: Path, *, note: bytes, trained: dict[str, Any] | None = None
 ) -> None:
-    """Write the adapter `default` of a PEFT model, trained on `base`, to `out`.
+    """Write the adapter `default` of a PEFT model to `out`, with the `note` of `note_base`.
 
     `trained` are its weights where `model` holds only a share of them.
 
@@ -172,10 +220,7 @@ def save_adapter(
         ([tensor_bytes(state[name].cpu())] for name in names),
     )
     (out / CONFIG_NAME).write_bytes(canonical_json(settings))
-    noted = {"base": base.digest}
-    if isinstance(base, QuantizedModel):
-        noted["quantized_from"] = about(base)["source"]
-    (out / BASE_NAME).write_bytes(canonical_json(noted))
+    (out / BASE_NAME).write_bytes(note)
 
 
 def adapter_state(model: Any, trained: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -187,10 +232,11 @@ def adapter_state(model: Any, trained: dict[str, Any] | None = None) -> dict[str
     )
 
 
-def remember_start(model: Any) -> None:
+def remember_start(model: Any, lora: Lora | None) -> None:
     """Keep how an adapter begins, where it begins with more than zeros."""
     config = getattr(model, "peft_config", {}).get("default")
-    if config is None or getattr(config, "init_lora_weights", True) in (True, "gaussian"):
+    init = getattr(config, "init_lora_weights", True)
+    if init in (True, "gaussian") and (lora is None or lora.init != "loftq"):
         return
     start = {name: tensor.detach().clone() for name, tensor in adapter_state(model).items()}
     setattr(model, _START, start)
@@ -225,6 +271,7 @@ def for_unchanged_base(
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
         "init_lora_weights": True,
+        "corda_config": None,
     }
 
 

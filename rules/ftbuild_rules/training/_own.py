@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from ftbuild_rules.training import _loop
+from ftbuild_rules.training import _arguments, _loop, _run
 
 Loss = Callable[[Any, dict[str, Any], Any], tuple[Any, dict[str, float]]]
 """(model, batch, number of labels in the whole step or None) -> the loss, and figures to show.
@@ -14,7 +14,7 @@ micro-batches."""
 
 
 def train_own(
-    run: _loop.Run, model: Any, loss: Loss, collator: Any, *, counts_labels: bool = False
+    run: _run.Run, model: Any, loss: Loss, collator: Any, *, counts_labels: bool = False
 ) -> Any:
     """Train `model` by `loss` and return it; the batches are made by `collator`.
 
@@ -62,9 +62,9 @@ def train_own(
 
     trainer = _loop.watched(Own, run, zero_is_wrong=True)(
         model=model,
-        args=TrainingArguments(**_loop.trainer_arguments(run)),
+        args=TrainingArguments(**_arguments.trainer_arguments(run)),
         data_collator=collator,
-        **_loop.trainer_inputs(run),
+        **_arguments.trainer_inputs(run),
     )
     _loop.train(run, trainer)
     return trainer.model
@@ -81,7 +81,7 @@ def padded(rows: list[list[int]], value: int) -> Any:
     return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
 
 
-def pad_id(run: _loop.Run) -> int:
+def pad_id(run: _run.Run) -> int:
     """Return the id that rows are padded with; no loss and no attention sees it."""
     from transformers import AutoTokenizer
 

@@ -9,14 +9,14 @@ step.
 from typing import Any
 
 from ftbuild.api import Place, RuleError
-from ftbuild_rules.training import _loop
+from ftbuild_rules.training import _arguments, _loop, _run
 from ftbuild_rules.training._shards import TokenRows
 
 _TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
 """Of the largest logit; documents that do see each other differ by tenths of it."""
 
 
-def train_documents(run: _loop.Run, model: Any, **settings: Any) -> Any:
+def train_documents(run: _run.Run, model: Any, **settings: Any) -> Any:
     """Train `model` to write the labels, with further `settings` of `SFTConfig`; return it.
 
     Raises:
@@ -29,13 +29,13 @@ def train_documents(run: _loop.Run, model: Any, **settings: Any) -> Any:
     trainer = _loop.watched(SFTTrainer, run, zero_is_wrong=True)(
         model=model,
         args=SFTConfig(
-            **_loop.trl_arguments(run),
+            **_arguments.trl_arguments(run),
             dataset_kwargs={"skip_prepare_dataset": True},
             # All rows of a micro-batch in one, with positions in the place of a mask.
             padding_free=bool(packed),
             **settings,
         ),
-        **_loop.trl_inputs(run),
+        **_arguments.trl_inputs(run),
     )
     for rows in packed:
         require_isolation(run, trainer, rows)
@@ -43,7 +43,7 @@ def train_documents(run: _loop.Run, model: Any, **settings: Any) -> Any:
     return trainer.model
 
 
-def require_isolation(run: _loop.Run, trainer: Any, rows: TokenRows) -> None:
+def require_isolation(run: _run.Run, trainer: Any, rows: TokenRows) -> None:
     """Refuse to train if another first document changes what is read in the second.
 
     Raises:

@@ -66,6 +66,8 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: TrainingParams) -> None:
         AttributeProblem: there are such.
     """
     _settings.check(kinds, params)
+    if params.lora is not None:
+        require_start_of_base(params.lora)
     if params.lora is not None and "reference" not in kinds:
         require_unmoved(params.lora)
     if "eval_reference" in kinds and not {"reference", "eval_data"} <= set(kinds):
@@ -87,6 +89,21 @@ def moves_base(lora: Lora) -> str | None:
     if lora.bias != "none":
         return f'bias = "{lora.bias}"'
     return f'init = "{lora.init}"' if lora.init in MOVES_BASE else None
+
+
+def require_start_of_base(lora: Lora) -> None:
+    """Refuse an adapter that does not begin as its base, where the reference is that beginning.
+
+    Raises:
+        AttributeProblem: it is such a one.
+    """
+    if lora.init == "loftq":
+        raise AttributeProblem(
+            "lora",
+            '`lora.init = "loftq"` begins as another model than the base, which is the reference '
+            "here",
+            "train it by `sft` first, and name that as `adapter`; or begin in another way",
+        )
 
 
 def require_unmoved(lora: Lora) -> None:

@@ -15,11 +15,13 @@ from ftbuild.api import (
     QuantizedModel,
     Tokens,
 )
-from ftbuild_rules.training._launch import Launch, check_launch
+from ftbuild_rules.quantization._pins import LIBRARY, is_quantized
+from ftbuild_rules.training._launch import Launch, check_launch, check_whole
 from ftbuild_rules.training._lora import Lora
+from ftbuild_rules.training._optimizer import check_optimizer
 from ftbuild_rules.training._other_tools import TRAINING_NAMES, TRAINING_REMEDIES
 
-PINS = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
+_PINS = ("torch", "transformers", "peft", "trl", "accelerate")
 PRELOAD = ("torch", "transformers", "peft", "trl")
 
 
@@ -31,6 +33,8 @@ class TrainingInputs(Inputs):
     always does (QLoRA)."""
     adapter: Adapter | None = None
     """Continue this adapter of `model`."""
+    quantized_from: Model | None = None
+    """What `model` was quantized from, for `lora.init = "loftq"`."""
     data: Tokens
     """What to train on."""
     eval_data: Tokens | None = None
@@ -92,6 +96,11 @@ class TrainingParams(Params):
     ] = "adamw_torch_fused"
     """As Transformers names it. Those of 8 bits hold their state in an eighth of the memory, the
     paged ones outside the GPU when it is full, for which there must be one."""
+    optimizer_settings: dict[str, int | float] = Field(default_factory=dict)
+    """What shapes the optimizer: `beta1`, `beta2` and `eps` of AdamW and AdEMAMix, which also has
+    `beta3`, `alpha`, `t_alpha` and `t_beta3`; `beta1` and `beta2` of Lion; `momentum` and
+    `dampening` of `sgd`; `momentum`, `alpha` and `eps` of `rmsprop`; `lr_decay` and `eps` of
+    `adagrad`. Without it they are what Transformers has for them."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """The type to compute in. What is trained is kept in float32; with the others the frozen
     weights are held in that type and the rest is mixed precision. `float16` needs a GPU."""
@@ -140,6 +149,31 @@ NEEDED_SETTINGS = {
 """Of which one must be given, or the schedule is another or none."""
 
 
+_BITSANDBYTES_OPTIMIZERS = (
+    "adamw_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "ademamix",
+    "lion_32bit",
+    "lion_8bit",
+)
+"""Those that Transformers takes from there."""
+
+
+def pins(kinds: Mapping[str, tuple[str, ...]], params: Any) -> tuple[str, ...]:
+    """Return torch, transformers, peft, trl and accelerate, and bitsandbytes, deepspeed,
+    liger-kernel and flash-attn where a target uses them.
+    """  # noqa: D205
+    has_bitsandbytes = params.optimizer in _BITSANDBYTES_OPTIMIZERS or is_quantized(kinds)
+    used = {
+        LIBRARY: has_bitsandbytes,
+        "deepspeed": params.launch is not None and params.launch.strategy == "deepspeed",
+        "liger-kernel": params.liger,
+        "flash-attn": params.attention == "flash_attention_2",
+    }
+    return (*_PINS, *(name for name, is_used in used.items() if is_used))
+
+
 def output_kind(kinds: Mapping[str, tuple[str, ...]], params: Any) -> type[Artifact]:
     """An adapter where one is trained or continued, else the model itself."""
     return Adapter if params.lora is not None or "adapter" in kinds else Model
@@ -172,6 +206,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: Any) -> None:
             "max_steps", "`epochs` and `max_steps` exclude each other", "remove one of the two"
         )
     _check_schedule(params)
+    check_optimizer(params.optimizer, params.optimizer_settings)
     for name in ("evaluate_every", "keep", "early_stopping"):
         if name in params.model_dump(exclude_defaults=True) and "eval_data" not in kinds:
             raise AttributeProblem(
@@ -179,8 +214,11 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: Any) -> None:
             )
     if params.lora is not None:
         _check_lora(params.lora)
+    _check_loftq(kinds, params.lora)
     if params.launch is not None:
         check_launch(params.launch, keep=params.keep)
+        if "quantized_model" in kinds["model"]:
+            check_whole(params.launch)
 
 
 def _check_schedule(params: Any) -> None:
@@ -227,6 +265,51 @@ def _check_lora(lora: Lora) -> None:
             "name it in one of the two",
         )
     _check_start(lora)
+    _check_rows(lora)
+
+
+def _check_loftq(kinds: Mapping[str, tuple[str, ...]], lora: Lora | None) -> None:
+    """Refuse to make up for what was not quantized, or for what is not known."""
+    if lora is None or lora.init != "loftq":
+        if "quantized_from" in kinds:
+            raise AttributeProblem(
+                "quantized_from",
+                '`quantized_from` belongs to `lora.init = "loftq"`',
+                "remove it, or set that",
+            )
+        return
+    if "quantized_model" not in kinds["model"]:
+        raise AttributeProblem(
+            "lora",
+            '`init = "loftq"` makes up for what quantizing changed, and `model` is not quantized',
+            'name a `quantize` target as `model`, or use another `init` such as "pissa"',
+        )
+    if "quantized_from" not in kinds:
+        raise AttributeProblem(
+            "lora",
+            '`init = "loftq"` needs the weights as they were before they were quantized',
+            'name the model that `model` was quantized from as `quantized_from = "…"`',
+        )
+    if lora.dora:
+        raise AttributeProblem(
+            "lora", '`init = "loftq"` cannot be combined with `dora`', "remove one of the two"
+        )
+
+
+def _check_rows(lora: Lora) -> None:
+    """Refuse rows to look at where none are, and ranks that looking at rows does not keep."""
+    if lora.init_rows is not None and lora.init not in ("corda", "eva"):
+        raise AttributeProblem(
+            "lora",
+            "`lora.init_rows` belongs to `corda` and `eva`",
+            'remove it, or set init = "eva"',
+        )
+    if lora.init == "eva" and lora.rank_pattern:
+        raise AttributeProblem(
+            "lora",
+            '`init = "eva"` gives all layers one rank',
+            "remove `rank_pattern`, or use another `init`",
+        )
 
 
 def _check_start(lora: Lora) -> None:

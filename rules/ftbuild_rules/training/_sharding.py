@@ -184,6 +184,21 @@ def _of_all(value: int, device: Any) -> list[int]:
     return [int(each.item()) for each in found]
 
 
+def mean_of_all(value: Any) -> Any:
+    """Return the mean of a tensor over all processes.
+
+    Gradients are averaged over them; so a sum divided by the mean of the counts, and not by its
+    own, is a mean over what all of them hold.
+    """
+    if not is_launched():
+        return value
+    import torch
+
+    total = value.detach().clone().float()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
+
+
 def told_by_first(value: Any) -> Any:
     """Return the first process's value in all of them: what a clock or a disk says may differ."""
     if not is_launched():

@@ -114,7 +114,7 @@ def _require_adaptable(lora: Lora, name: str, layer: Any, *, is_output: bool) ->
             f"name linear layers: {_listed(inner)}" if inner else 'write "all-linear"',
         )
     rank, width = _rank(lora, name), min(layer.weight.shape)
-    if lora.init in MOVES_BASE and rank > width:
+    if lora.init in (*MOVES_BASE, "eva", "loftq") and rank > width:
         raise _error(
             f'`init = "{lora.init}"` needs a rank of at most {width} for `{name}`, whose shape is '
             f"{tuple(layer.weight.shape)}; it has {rank}",

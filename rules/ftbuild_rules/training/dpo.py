@@ -14,16 +14,16 @@ from collections.abc import Mapping
 from typing import Literal
 
 from ftbuild.api import AttributeProblem, Context, Field, rule
-from ftbuild_rules.training import _loop, _reference
+from ftbuild_rules.training import _reference, _run
 from ftbuild_rules.training._dpo import train_pairs
 from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._other_tools import PREFERENCE_NAMES
 from ftbuild_rules.training._reference import ReferencedInputs
 from ftbuild_rules.training._settings import (
-    PINS,
     PRELOAD,
     TrainingParams,
     output_kind,
+    pins,
 )
 
 Loss = Literal[
@@ -131,17 +131,17 @@ def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-@rule(version=2, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def dpo(ctx: Context, inputs: DpoInputs, params: DpoParams) -> None:
     """Train a model, or an adapter of it, to prefer the chosen completions.
 
     With `adapter` that one further, with `lora` a new adapter, with neither all weights. The
     reference is always the state before the first step.
     """
-    run = _loop.prepare(ctx, inputs, params, form="preference", rule="dpo")
+    run = _run.prepare(ctx, inputs, params, form="preference", rule="dpo")
     if done_in_processes(run, "dpo"):
         return
-    _loop.make_deterministic(params)
+    _run.make_deterministic(params)
     train_pairs(
         run,
         inputs,

@@ -30,17 +30,21 @@ from ftbuild.api import (
     RuleError,
     rule,
 )
-from ftbuild_rules.training import _loop, _settings
+from ftbuild_rules.training import _arguments, _loop, _policy, _run, _settings
 from ftbuild_rules.training._grpo import trainer_class
 from ftbuild_rules.training._other_tools import PREFERENCE_NAMES
-from ftbuild_rules.training._reference import moves_base, require_still_base
+from ftbuild_rules.training._reference import (
+    moves_base,
+    require_start_of_base,
+    require_still_base,
+)
 from ftbuild_rules.training._rewards import Rewards, make_rewards
 from ftbuild_rules.training._settings import (
-    PINS,
     PRELOAD,
     TrainingInputs,
     TrainingParams,
     output_kind,
+    pins,
 )
 
 
@@ -134,6 +138,8 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: GrpoParams) -> None:
             "`lora.dropout` has no meaning here: completions are drawn and judged by one policy",
             "remove it",
         )
+    if params.lora is not None and params.beta:
+        require_start_of_base(params.lora)
     if params.lora is not None and params.beta and (moved := moves_base(params.lora)):
         raise AttributeProblem(
             "lora",
@@ -167,7 +173,7 @@ def _check_loss(params: GrpoParams) -> None:
         )
 
 
-@rule(version=2, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def grpo(ctx: Context, inputs: GrpoInputs, params: GrpoParams) -> None:
     """Train a model, or an adapter of it, by rewards for completions that it writes itself.
 
@@ -175,7 +181,7 @@ def grpo(ctx: Context, inputs: GrpoInputs, params: GrpoParams) -> None:
     `eval_data` one completion of each prompt is drawn, with the same seed each time; the loss
     there is minus its mean reward.
     """
-    run = _loop.prepare(
+    run = _run.prepare(
         ctx, inputs, params, form="prompts", rule="grpo", room=params.max_completion_length
     )
     if params.beta:
@@ -190,10 +196,10 @@ def grpo(ctx: Context, inputs: GrpoInputs, params: GrpoParams) -> None:
         weights=params.reward_weights,
         other_template=params.other_template,
     )
-    _loop.make_deterministic(params)
+    _run.make_deterministic(params)
     from trl import GRPOConfig
 
-    given = _loop.trl_inputs(run)
+    given = _arguments.trl_inputs(run)
     for name in ("train_dataset", "eval_dataset"):
         if given[name] is not None:
             given[name] = given[name].rename_column("prompt_ids", "prompt")
@@ -201,9 +207,9 @@ def grpo(ctx: Context, inputs: GrpoInputs, params: GrpoParams) -> None:
         count = range(len(given["eval_dataset"]))
         given["eval_dataset"] = given["eval_dataset"].add_column("row", list(count))
     trainer = _loop.watched(trainer_class(run), run, zero_is_wrong=False)(
-        model=_loop.load_policy(run),
+        model=_policy.load_policy(run),
         reward_funcs=rewards.functions(given["processing_class"]),
-        args=GRPOConfig(**_loop.trainer_arguments(run), **_settings_of(params, rewards)),
+        args=GRPOConfig(**_arguments.trainer_arguments(run), **_settings_of(params, rewards)),
         **given,
     )
     _loop.train(run, trainer, every=params.num_iterations)
@@ -256,7 +262,7 @@ def _require_vllm(params: GrpoParams) -> None:
         )
 
 
-def _require_group(run: _loop.Run, params: GrpoParams) -> None:
+def _require_group(run: _run.Run, params: GrpoParams) -> None:
     """Refuse fewer prompts than one step takes: there would be no step at all.
 
     Raises:
@@ -273,6 +279,6 @@ def _require_group(run: _loop.Run, params: GrpoParams) -> None:
         )
 
 
-def _record(run: _loop.Run, trainer: Any) -> None:
+def _record(run: _run.Run, trainer: Any) -> None:
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     run.ctx.facts(first_reward=rewards[0], last_reward=rewards[-1])

@@ -11,16 +11,16 @@ The reference is what the policy was before the first step, as in `dpo`.
 """
 
 from ftbuild.api import Context, Field, rule
-from ftbuild_rules.training import _loop
+from ftbuild_rules.training import _run
 from ftbuild_rules.training._dpo import train_pairs
 from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._other_tools import IPO_NAMES
 from ftbuild_rules.training._reference import ReferencedInputs, check
 from ftbuild_rules.training._settings import (
-    PINS,
     PRELOAD,
     TrainingParams,
     output_kind,
+    pins,
 )
 
 
@@ -40,15 +40,15 @@ class IpoParams(TrainingParams):
     holds the policy closer to the reference."""
 
 
-@rule(version=2, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def ipo(ctx: Context, inputs: IpoInputs, params: IpoParams) -> None:
     """Train a model, or an adapter of it, to prefer the chosen completions by a fixed margin.
 
     With `adapter` that one further, with `lora` a new adapter, with neither all weights. The
     reference is always the state before the first step.
     """
-    run = _loop.prepare(ctx, inputs, params, form="preference", rule="ipo")
+    run = _run.prepare(ctx, inputs, params, form="preference", rule="ipo")
     if done_in_processes(run, "ipo"):
         return
-    _loop.make_deterministic(params)
+    _run.make_deterministic(params)
     train_pairs(run, inputs, zero_is_wrong=True, beta=params.beta, loss_type=["ipo"])

@@ -3,7 +3,8 @@
     L(wished)     = w_d * (1 - sigmoid(beta * (h - z)))
     L(not wished) = w_u * (1 - sigmoid(beta * (z - h)))
     h = log p(y | x) - log p_reference(y | x)
-    z = max(0, mean of h over mismatched prompts and completions of the micro-batch)
+    z = max(0, mean of h over mismatched prompts and completions of the micro-batch, of all
+        processes together)
 
 with log-probabilities in nats, summed over the tokens of a completion; no gradient runs through
 z. Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7 and 8.
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ftbuild.api import AttributeProblem, Context, Field, File, RuleError, Tokens, rule
-from ftbuild_rules.training import _loop, _reference
+from ftbuild_rules.training import _arguments, _loop, _policy, _reference, _run
 from ftbuild_rules.training._dpo import second_copy
 from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._other_tools import KTO_NAMES
@@ -27,10 +28,10 @@ from ftbuild_rules.training._reference import (
     require_still_base,
 )
 from ftbuild_rules.training._settings import (
-    PINS,
     PRELOAD,
     TrainingParams,
     output_kind,
+    pins,
 )
 from ftbuild_rules.training._shards import TokenRows, pair_or_single
 from ftbuild_rules.training._unpaired import take_apart, unpaired_dataset
@@ -74,14 +75,14 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: KtoParams) -> None:
         )
 
 
-@rule(version=2, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=3, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def kto(ctx: Context, inputs: KtoInputs, params: KtoParams) -> None:
     """Train a model, or an adapter of it, on completions that are wished for or not.
 
     With `adapter` that one further, with `lora` a new adapter, with neither all weights. The
     reference is always the state before the first step.
     """
-    run = _loop.prepare(ctx, inputs, params, form=pair_or_single(inputs.data), rule="kto")
+    run = _run.prepare(ctx, inputs, params, form=pair_or_single(inputs.data), rule="kto")
     _require_both(run.data)
     require_still_base(inputs.adapter, inputs.reference)
     if done_in_processes(run, "kto"):
@@ -92,7 +93,7 @@ def kto(ctx: Context, inputs: KtoInputs, params: KtoParams) -> None:
         assert inputs.eval_data is not None
         rows = _dataset(run, inputs.eval_data, run.eval_data, inputs.eval_reference, has_kl=has_kl)
         given["eval_dataset"] = rows.remove_columns("row")
-    _loop.make_deterministic(params)
+    _run.make_deterministic(params)
     from trl import KTOConfig, KTOTrainer
 
     class Pretokenized(KTOTrainer):
@@ -103,10 +104,10 @@ def kto(ctx: Context, inputs: KtoInputs, params: KtoParams) -> None:
             return dataset
 
     trainer = _loop.watched(Pretokenized, run, zero_is_wrong=True)(
-        model=_loop.load_policy(run),
+        model=_policy.load_policy(run),
         ref_model=None if inputs.reference is not None else second_copy(run),
         args=KTOConfig(
-            **_loop.trl_arguments(run),
+            **_arguments.trl_arguments(run),
             beta=params.beta,
             loss_type=params.loss,
             desirable_weight=params.desirable_weight,
@@ -114,24 +115,25 @@ def kto(ctx: Context, inputs: KtoInputs, params: KtoParams) -> None:
             precompute_ref_log_probs=inputs.reference is not None,
             train_sampling_strategy="sequential",  # the rows are shuffled already
         ),
-        **{**_loop.trl_inputs(run), **given},
+        **{**_arguments.trl_inputs(run), **given},
     )
     _loop.train(run, trainer)
     _loop.save(run, trainer.model)
 
 
 def _dataset(
-    run: _loop.Run, tokens: Tokens, data: TokenRows, given: File | None, *, has_kl: bool
+    run: _run.Run, tokens: Tokens, data: TokenRows, given: File | None, *, has_kl: bool
 ) -> Any:
     """Return the completions in their order, with their reference where it is `given`."""
     params = run.params
-    order = take_apart(data, batch_size=params.batch_size, seed=params.seed)
+    together = params.batch_size * (1 if params.launch is None else params.launch.processes)
+    order = take_apart(data, batch_size=together, seed=params.seed)
     if given is None:
         return unpaired_dataset(data, order)
     wanted = Reference.of(
         (run.inputs.model, run.inputs.adapter, tokens),
         dtype=params.dtype,
-        kl={"batch_size": params.batch_size, "seed": params.seed} if has_kl else None,
+        kl={"batch_size": together, "seed": params.seed} if has_kl else None,
     )
     table = read_reference(given, wanted)
     names = {True: "chosen_logps", False: "rejected_logps"}

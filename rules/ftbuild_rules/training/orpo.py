@@ -16,17 +16,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from ftbuild.api import AttributeProblem, Context, Field, rule
-from ftbuild_rules.training import _loop, _settings
+from ftbuild_rules.training import _arguments, _loop, _policy, _run, _settings
 from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._other_tools import PREFERENCE_NAMES
 from ftbuild_rules.training._own import next_token_logps, pad_id, padded, train_own
 from ftbuild_rules.training._settings import (
-    PINS,
     PRELOAD,
     TrainingInputs,
     TrainingParams,
     output_kind,
+    pins,
 )
+from ftbuild_rules.training._sharding import mean_of_all
 
 _MASKED = -100
 _NLL_WEIGHTS = {"orpo": 1.0, "cpo": 1.0, "simpo": 0.0}
@@ -69,21 +70,21 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: OrpoParams) -> None:
         )
 
 
-@rule(version=2, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=3, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def orpo(ctx: Context, inputs: OrpoInputs, params: OrpoParams) -> None:
     """Train a model, or an adapter of it, to prefer the chosen completions, with no reference.
 
     With `adapter` that one further, with `lora` a new adapter, with neither all weights.
     """
-    run = _loop.prepare(ctx, inputs, params, form="preference", rule="orpo")
+    run = _run.prepare(ctx, inputs, params, form="preference", rule="orpo")
     if done_in_processes(run, "orpo"):
         return
-    _loop.make_deterministic(params)
-    model = _loop.load_policy(run)
+    _run.make_deterministic(params)
+    model = _policy.load_policy(run)
     if params.lora is not None:
         from peft import get_peft_model
 
-        model = get_peft_model(model, _loop.peft_config(run))
+        model = get_peft_model(model, _arguments.peft_config(run))
     _switch_off_dropout(model)
     _loop.save(run, train_own(run, model, _loss(params), _collator(pad_id(run))))
 
@@ -131,7 +132,8 @@ def _loss(params: OrpoParams) -> Callable[..., tuple[Any, dict[str, float]]]:
         chosen, rejected = scores_B.chunk(2)
         counted_BS = seen_BT[:, 1:].bool() if params.loss == "orpo" else told_BS
         counted = counted_BS.chunk(2)[0]
-        nll = -(logps_BS.chunk(2)[0] * counted).sum() / counted.sum()
+        # By the tokens of all processes: those of one may have longer completions.
+        nll = -(logps_BS.chunk(2)[0] * counted).sum() / mean_of_all(counted.sum())
         preference = _preference(params, chosen, rejected).mean()
         return weight * nll + preference, {
             "nll_loss": nll.item(),

@@ -9,15 +9,15 @@ from typing import Any
 
 from ftbuild.api import AttributeProblem, Context, Field, RuleError, rule
 from ftbuild_rules.quantization._dequantize import Base
-from ftbuild_rules.training import _loop, _settings
+from ftbuild_rules.training import _loop, _policy, _run, _settings
 from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._packing import train_documents
 from ftbuild_rules.training._settings import (
-    PINS,
     PRELOAD,
     TrainingInputs,
     TrainingParams,
     output_kind,
+    pins,
 )
 
 _FIXED = ("architectures", "auto_map", "model_type", "quantization_config", "vocab_size")
@@ -64,22 +64,22 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: PretrainParams) -> None:
         )
 
 
-@rule(version=2, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def pretrain(ctx: Context, inputs: PretrainInputs, params: PretrainParams) -> None:
     """Train a model, or an adapter of it, on plain text; with `config` from random weights.
 
     With `lora` a new adapter, with `adapter` that one further, with neither all weights.
     """
-    run = _loop.prepare(ctx, inputs, params, form="sft", rule="pretrain", settings=params.config)
+    run = _run.prepare(ctx, inputs, params, form="sft", rule="pretrain", settings=params.config)
     if done_in_processes(run, "pretrain"):
         return
-    _loop.make_deterministic(params)
-    load = _loop.load_base if params.config is None else _random(params.config)
-    model = train_documents(run, _loop.load_policy(run, load))
+    _run.make_deterministic(params)
+    load = _policy.load_base if params.config is None else _random(params.config)
+    model = train_documents(run, _policy.load_policy(run, load))
     _loop.save(run, model, settings=params.config)
 
 
-def _random(settings: Mapping[str, Any]) -> _loop.LoadModel:
+def _random(settings: Mapping[str, Any]) -> _policy.LoadModel:
     """Return what makes a model with random weights, drawn with the seed that is set.
 
     Raises:

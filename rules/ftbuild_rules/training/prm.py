@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ftbuild.api import Context, Field, RewardModel, rule
-from ftbuild_rules.training import _loop
+from ftbuild_rules.training import _run
 from ftbuild_rules.training._heads import (
     Head,
     HeadInputs,
@@ -21,7 +21,12 @@ from ftbuild_rules.training._heads import (
 )
 from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._own import pad_id, padded, train_own
-from ftbuild_rules.training._settings import PINS, PRELOAD, TrainingParams, check
+from ftbuild_rules.training._settings import (
+    PRELOAD,
+    TrainingParams,
+    check,
+    pins,
+)
 
 _HEAD = Head(task="TOKEN_CLS", num_labels=2, rule="prm")
 _MASKED = -100
@@ -38,7 +43,7 @@ class PrmParams(TrainingParams):
     """Peak learning rate."""
 
 
-@rule(version=2, output=RewardModel, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=RewardModel, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def prm(ctx: Context, inputs: PrmInputs, params: PrmParams) -> None:
     """Train a model to tell at the end of each step whether it is right.
 
@@ -46,10 +51,10 @@ def prm(ctx: Context, inputs: PrmInputs, params: PrmParams) -> None:
     weights.
     """
     require_adapter(inputs.adapter, _HEAD)
-    run = _loop.prepare(ctx, inputs, params, form="stepwise", rule="prm")
+    run = _run.prepare(ctx, inputs, params, form="stepwise", rule="prm")
     if done_in_processes(run, "prm"):
         return
-    _loop.make_deterministic(params)
+    _run.make_deterministic(params)
     model = load_judge(run, _HEAD)
     model = train_own(run, model, _loss, _collator(pad_id(run)), counts_labels=True)
     save_judge(run, model, _HEAD)

@@ -5,6 +5,7 @@ a second model in memory.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -23,12 +24,13 @@ from ftbuild.api import (
     rule,
 )
 from ftbuild_rules.data._arrow import shard_name, write_batch
-from ftbuild_rules.training import _loop
+from ftbuild_rules.quantization._pins import LIBRARY, is_quantized
+from ftbuild_rules.training import _policy, _run
 from ftbuild_rules.training._lora import require_base
 from ftbuild_rules.training._machine import require_machine
 from ftbuild_rules.training._own import next_token_logps, padded
 from ftbuild_rules.training._reference import INDEX_NAME, KL_NAME, Reference
-from ftbuild_rules.training._settings import PINS, PRELOAD
+from ftbuild_rules.training._settings import PRELOAD
 from ftbuild_rules.training._shards import TokenRows, pair_or_single, read_tokens, require_fit
 from ftbuild_rules.training._unpaired import take_apart, unpaired_dataset
 
@@ -59,15 +61,31 @@ class ReferenceLogprobsParams(Params):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Implementation of attention; that of the training."""
     kl_batch_size: int | None = Field(None, ge=2)
-    """For `kto`: its `batch_size`. Its KL term compares prompts with the completions of other
-    rows, and which ones follows from its `batch_size` and `seed`."""
+    """For `kto`: its `batch_size`, times its `launch.processes` if it has some. Its KL term
+    compares prompts with the completions of other rows, and which ones follows from that and from
+    `seed`."""
     seed: int = Field(42, ge=0, lt=2**32)
     """For `kto`: its `seed`."""
     threads: int = Field(1, ge=1)
     """CPU threads; their number changes the last digits of sums."""
 
 
-@rule(version=1, output=File, pins=PINS, preload=PRELOAD, gpus=1)
+def pins(kinds: Mapping[str, tuple[str, ...]], params: Any) -> tuple[str, ...]:
+    """Return torch, transformers, peft; bitsandbytes and flash-attn where a target uses them."""
+    used = {
+        LIBRARY: is_quantized(kinds),
+        "flash-attn": params.attention == "flash_attention_2",
+    }
+    return ("torch", "transformers", "peft", *(name for name in used if used[name]))
+
+
+@rule(
+    version=1,
+    output=File,
+    pins=pins,
+    preload=PRELOAD,
+    gpus=1,
+)
 def reference_logprobs(
     ctx: Context, inputs: ReferenceLogprobsInputs, params: ReferenceLogprobsParams
 ) -> None:
@@ -81,7 +99,7 @@ def reference_logprobs(
     form = pair_or_single(inputs.data)
     data = read_tokens(inputs.data, form, rule="reference_logprobs")
     require_fit(data, inputs.model)
-    _loop.make_deterministic(params)
+    _run.make_deterministic(params)
     batches = _Batches(ctx, _network(inputs, params), params)
     _write(ctx, shard_name(0, 1), _sums(data, batches))
     kl = None
@@ -100,7 +118,7 @@ def _network(inputs: ReferenceLogprobsInputs, params: ReferenceLogprobsParams) -
     import torch
 
     dtype = getattr(torch, params.dtype)
-    network = _loop.load_base(inputs.model, dtype, params.attention)
+    network = _policy.load_base(inputs.model, dtype, params.attention)
     if inputs.adapter is not None:
         from peft import PeftModel
 

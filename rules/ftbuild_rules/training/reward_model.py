@@ -10,7 +10,7 @@ arXiv:2312.09244, eq. 2.
 from typing import Any
 
 from ftbuild.api import Context, Field, RewardModel, rule
-from ftbuild_rules.training import _loop
+from ftbuild_rules.training import _arguments, _loop, _run
 from ftbuild_rules.training._heads import (
     Head,
     HeadInputs,
@@ -19,7 +19,12 @@ from ftbuild_rules.training._heads import (
     save_judge,
 )
 from ftbuild_rules.training._launch import done_in_processes
-from ftbuild_rules.training._settings import PINS, PRELOAD, TrainingParams, check
+from ftbuild_rules.training._settings import (
+    PRELOAD,
+    TrainingParams,
+    check,
+    pins,
+)
 
 _HEAD = Head(task="SEQ_CLS", num_labels=1, rule="reward_model")
 
@@ -38,7 +43,7 @@ class RewardModelParams(TrainingParams):
     origin of its own without it."""
 
 
-@rule(version=2, output=RewardModel, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=RewardModel, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def reward_model(ctx: Context, inputs: RewardModelInputs, params: RewardModelParams) -> None:
     """Train a model to score the chosen completion of a pair above the rejected one.
 
@@ -46,18 +51,18 @@ def reward_model(ctx: Context, inputs: RewardModelInputs, params: RewardModelPar
     weights.
     """
     require_adapter(inputs.adapter, _HEAD)
-    run = _loop.prepare(ctx, inputs, params, form="preference", rule="reward_model")
+    run = _run.prepare(ctx, inputs, params, form="preference", rule="reward_model")
     if done_in_processes(run, "reward_model"):
         return
-    _loop.make_deterministic(params)
+    _run.make_deterministic(params)
     from trl import RewardConfig, RewardTrainer
 
     trainer = _loop.watched(RewardTrainer, run, zero_is_wrong=True)(
         model=load_judge(run, _HEAD),
         args=RewardConfig(
-            **_loop.trl_arguments(run), center_rewards_coefficient=params.centering or None
+            **_arguments.trl_arguments(run), center_rewards_coefficient=params.centering or None
         ),
-        **_whole_texts(_loop.trainer_inputs(run)),
+        **_whole_texts(_arguments.trainer_inputs(run)),
     )
     _loop.train(run, trainer)
     save_judge(run, trainer.model, _HEAD)

@@ -5,16 +5,16 @@ micro-batches of a step share one denominator.
 """
 
 from ftbuild.api import Context, Field, rule
-from ftbuild_rules.training import _loop
+from ftbuild_rules.training import _loop, _policy, _run
 from ftbuild_rules.training._launch import done_in_processes
 from ftbuild_rules.training._packing import train_documents
 from ftbuild_rules.training._settings import (
-    PINS,
     PRELOAD,
     TrainingInputs,
     TrainingParams,
     check,
     output_kind,
+    pins,
 )
 
 
@@ -30,16 +30,16 @@ class SftParams(TrainingParams):
     5 to 15 where it is wanted."""
 
 
-@rule(version=2, output=output_kind, pins=PINS, preload=PRELOAD, check=check, gpus=1)
+@rule(version=2, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def sft(ctx: Context, inputs: SftInputs, params: SftParams) -> None:
     """Train a model, or an adapter of it, to write the labels.
 
     With `lora` a new adapter, with `adapter` that one further, with neither all weights.
     """
-    run = _loop.prepare(ctx, inputs, params, form="sft", rule="sft")
+    run = _run.prepare(ctx, inputs, params, form="sft", rule="sft")
     if done_in_processes(run, "sft"):
         return
-    _loop.make_deterministic(params)
-    model = _loop.load_policy(run)
+    _run.make_deterministic(params)
+    model = _policy.load_policy(run)
     noise = params.neftune_noise_alpha
     _loop.save(run, train_documents(run, model, neftune_noise_alpha=noise))

@@ -54,6 +54,10 @@ DECLARED = {
 REPOSITORIES = {"org/plain": PLAIN, "org/declared": DECLARED}
 
 
+def git_id(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
 class Hub(BaseHTTPRequestHandler):
     asked: list[str]
 
@@ -88,7 +92,8 @@ class Hub(BaseHTTPRequestHandler):
 
 def _info(name: str, files: dict[str, bytes]) -> dict[str, object]:
     siblings = [
-        {"rfilename": path, "size": len(data), "blobId": "b" * 40} for path, data in files.items()
+        {"rfilename": path, "size": len(data), "blobId": git_id(data)}
+        for path, data in files.items()
     ]
     return {"id": name, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
 

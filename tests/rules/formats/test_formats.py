@@ -159,6 +159,13 @@ PAIR = {"prompt": [ASKED], "chosen": [GOOD], "rejected": [BAD], "tools": None}
             },
             id="llama-factory",
         ),
+        pytest.param(
+            {
+                "chosen": "\n\nHuman: q\n\nAssistant: good",
+                "rejected": "\n\nHuman: q\n\nAssistant: bad",
+            },
+            id="hh-rlhf",
+        ),
     ],
 )
 def test_preference_pairs_in_every_published_writing(row: dict[str, Any]) -> None:
@@ -171,6 +178,21 @@ def test_preference_answers_keep_their_own_further_turns() -> None:
         "prompt": [ASKED, GOOD, ASKED],
         "chosen": [GOOD],
         "rejected": [BAD],
+        "tools": None,
+    }
+
+
+def test_transcripts_are_cut_at_their_speakers_and_nowhere_else() -> None:
+    begin = "\n\nHuman: Human: or Assistant:?\n\nAssistant:  Neither.\n\nReally.\n\nHuman: Why?"
+    row = {"chosen": begin + "\n\nAssistant: So it is. ", "rejected": begin + "\n\nAssistant: So?"}
+    assert preference.normalise(row) == {
+        "prompt": [
+            {"role": "user", "content": "Human: or Assistant:?"},
+            {"role": "assistant", "content": " Neither.\n\nReally."},
+            {"role": "user", "content": "Why?"},
+        ],
+        "chosen": [{"role": "assistant", "content": "So it is. "}],
+        "rejected": [{"role": "assistant", "content": "So?"}],
         "tools": None,
     }
 

@@ -11,7 +11,7 @@ from ftbuild.testing import RecordingContext, artifact, context, run_rule, sourc
 from ftbuild_rules.models._logits import logit_bound
 from ftbuild_rules.models.adapter import adapter as adapter_rule
 from ftbuild_rules.models.merge import merge
-from ftbuild_rules.training._lora import save_adapter
+from ftbuild_rules.training._lora import note_base, save_adapter
 from tiny_models import make_model, warnings_of_libraries
 
 pytestmark = [
@@ -64,7 +64,7 @@ def make_adapter(directory: Path, model: Model, **settings: Any) -> Adapter:
         if parameter.requires_grad:
             parameter.data += torch.randn_like(parameter) * 0.05
     directory.mkdir()
-    save_adapter(policy, directory, base=model)
+    save_adapter(policy, directory, note=note_base(model, None, None))
     made = artifact(Adapter, directory)
     assert isinstance(made, Adapter)
     return made

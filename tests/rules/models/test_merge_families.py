@@ -9,7 +9,7 @@ import pytest
 from ftbuild.api import Adapter, Artifact, Model
 from ftbuild.testing import RecordingContext, artifact, context, run_rule
 from ftbuild_rules.models.merge import merge
-from ftbuild_rules.training._lora import save_adapter
+from ftbuild_rules.training._lora import note_base, save_adapter
 from tiny_models import make_model, warnings_of_libraries
 
 pytestmark = [
@@ -53,7 +53,7 @@ def random_adapter(directory: Path, model: Artifact, **settings: Any) -> Artifac
             parameter.data += torch.randn_like(parameter) * 0.05
     directory.mkdir()
     assert isinstance(model, Model)
-    save_adapter(policy, directory, base=model)
+    save_adapter(policy, directory, note=note_base(model, None, None))
     return artifact(Adapter, directory)
 
 

@@ -13,8 +13,23 @@ from ftbuild_rules.models.merge import merge
 from ftbuild_rules.quantization._dequantize import dequantize
 from ftbuild_rules.quantization._gptq import Grid, pack, round_weight, unpack
 from ftbuild_rules.quantization.quantize import quantize
+from ftbuild_rules.training.dpo import dpo
+from ftbuild_rules.training.grpo import grpo
+from ftbuild_rules.training.ipo import ipo
+from ftbuild_rules.training.kto import kto
+from ftbuild_rules.training.orpo import orpo
+from ftbuild_rules.training.prm import prm
+from ftbuild_rules.training.reward_model import reward_model
 from ftbuild_rules.training.sft import sft
-from tiny_models import make_model, make_tokens, sft_rows, warnings_of_libraries
+from grpo_kit import EVEN, function, make_prompts, some_prompts
+from tiny_models import (
+    make_model,
+    make_tokens,
+    preference_rows,
+    sft_rows,
+    step_rows,
+    warnings_of_libraries,
+)
 
 pytestmark = warnings_of_libraries()
 
@@ -156,6 +171,58 @@ def test_adapter_on_top_trains_answers_and_merges(tmp_path: Path) -> None:
     assert len(json.loads((made.path / "report.json").read_bytes())["answers"]) == 1
     for model in (base, given["model"]):
         run_rule(merge, {"model": model, "adapter": adapter}, {}, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A model by GPTQ, and what it was made from."""
+    folder = tmp_path_factory.mktemp("gptq")
+    given = inputs(folder)
+    return by_gptq(given, folder), given["model"]
+
+
+@pytest.mark.parametrize("rule", [dpo, ipo, kto, orpo, reward_model, prm, grpo])
+def test_every_method_trains_an_adapter_on_top(
+    tmp_path: Path, base: tuple[Any, Any], rule: Any
+) -> None:
+    given = {"model": base[0], **data_of(rule, tmp_path)}
+    lora = {"r": 4, "target_modules": ["q_proj", "down_proj"]}
+    steps = {"lora": lora, "max_steps": 2, "batch_size": 4, "learning_rate": 1e-2}
+    if rule is grpo:
+        steps |= {"num_generations": 4, "max_completion_length": 4}
+    made = run_rule(rule, given, steps, tmp_path)
+    assert json.loads((made.path / "base.json").read_bytes()) == {
+        "base": base[0].digest,
+        "quantized_from": base[1].digest,
+    }
+
+
+def test_loftq_makes_up_for_a_part_of_what_gptq_changed(
+    tmp_path: Path, base: tuple[Any, Any]
+) -> None:
+    from safetensors.torch import load_file
+
+    coarse, whole = base
+    given = {"model": coarse, "quantized_from": whole, **data_of(sft, tmp_path)}
+    lora = {"r": 8, "alpha": 8, "target_modules": ["q_proj"], "init": "loftq"}
+    steps = {"lora": lora, "max_steps": 1, "learning_rate": 1e-7}
+    adapter = run_rule(sft, given, steps, tmp_path)
+    merged = run_rule(merge, {"model": coarse, "adapter": adapter}, {}, tmp_path)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    paths = [dequantize(coarse, tmp_path / "full").path, merged.path, whole.path]
+    before, after, wanted = (load_file(path / "model.safetensors")[name] for path in paths)
+    assert 0 < (after - wanted).norm() < 0.9 * (before - wanted).norm()
+
+
+def data_of(rule: Any, tmp_path: Path) -> dict[str, Any]:
+    """Return what a method trains on."""
+    if rule is grpo:
+        prompts = make_prompts(tmp_path / "prompts", some_prompts(4))
+        rewards = (function(tmp_path / "code", EVEN, "even"),)
+        return {"data": artifact(Tokens, prompts), "rewards": rewards}
+    form = {prm: "stepwise", sft: "sft"}.get(rule, "preference")
+    rows: Any = {"stepwise": step_rows, "sft": sft_rows, "preference": preference_rows}[form]()
+    return {"data": artifact(Tokens, make_tokens(tmp_path / "data", rows, form=form))}
 
 
 def test_a_size_that_cannot_be_packed_is_refused(tmp_path: Path) -> None:

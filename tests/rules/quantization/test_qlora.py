@@ -14,12 +14,14 @@ from ftbuild_rules.models.merge import merge
 from ftbuild_rules.quantization._dequantize import dequantize
 from ftbuild_rules.quantization.quantize import quantize
 from ftbuild_rules.training.dpo import dpo
+from ftbuild_rules.training.grpo import grpo
 from ftbuild_rules.training.kto import kto
 from ftbuild_rules.training.orpo import orpo
 from ftbuild_rules.training.prm import prm
 from ftbuild_rules.training.reference_logprobs import reference_logprobs
 from ftbuild_rules.training.reward_model import reward_model
 from ftbuild_rules.training.sft import sft
+from grpo_kit import EVEN, function, make_prompts, some_prompts
 from tiny_models import (
     make_model,
     make_tokens,
@@ -195,6 +197,17 @@ def test_every_method_trains_an_adapter_of_a_quantized_model(
     made = run_rule(rule, {"model": base, "data": data}, STEPS, tmp_path)
     found = weights(made.path)
     assert {t.dtype for t in found.values()} == {torch.float32}
+    assert any(t.any() for name, t in found.items() if "lora_B" in name)
+
+
+def test_policy_on_a_quantized_model_is_rewarded(tmp_path: Path) -> None:
+    prompts = artifact(Tokens, make_prompts(tmp_path / "prompts", some_prompts(4)))
+    rewards = (function(tmp_path / "code", EVEN, "even"),)
+    given = {"model": quantized(full(tmp_path), tmp_path), "data": prompts, "rewards": rewards}
+    drawn = {"num_generations": 4, "max_completion_length": 4}
+    made = run_rule(grpo, given, {**STEPS, **drawn}, tmp_path)
+    found = weights(made.path)
+    assert {str(t.dtype) for t in found.values()} == {"torch.float32"}
     assert any(t.any() for name, t in found.items() if "lora_B" in name)
 
 

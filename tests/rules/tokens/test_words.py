@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ftbuild.errors import RuleError
 from ftbuild_rules.tokens._encoder import load_encoder
-from ftbuild_rules.tokens._words import Words, byte_lengths, is_of_words, words_of
+from ftbuild_rules.tokens._words import Words, byte_lengths, is_of_words, spelling, words_of
 from tiny_models import make_tokenizer
 
 LLAMA3 = (
@@ -63,7 +63,7 @@ KINDS: dict[str, Callable[[Any], Any]] = {
 def made(kind: str) -> tuple[Any, Words]:
     tokenizer = trained(KINDS[kind], normalizer="NFC" if kind == "qwen2" else None)
     assert is_of_words(tokenizer.to_str())
-    return tokenizer, words_of(json.loads(tokenizer.to_str()), tokenizer)
+    return tokenizer, words_of(spelling(json.loads(tokenizer.to_str())), tokenizer)
 
 
 def trained(make: Callable[[Any], Any], *, normalizer: str | None = None, **flags: bool) -> Any:

@@ -1,7 +1,8 @@
 """Run one rule in a process of its own: `python _child.py RULE FOLDER CHECKPOINT_INTERVAL_S`.
 
-The folder holds `inputs.json` ({field: [kind, path]}) and `params.json`; output and scratch are
-its folders `out` and `scratch`. Each step is printed as soon as it is reported.
+The folder holds `inputs.json` ({field: [kind, path]}, for the kind `functions` FILE:NAME) and
+`params.json`; output and scratch are its folders `out` and `scratch`. Each step is printed as soon
+as it is reported.
 """
 
 import importlib
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ftbuild.api import Function
 from ftbuild.kinds import KINDS
 from ftbuild.testing import RecordingContext, artifact, run_rule
 from ftbuild_rules.training import _checkpoints
@@ -33,10 +35,16 @@ class PrintingContext(RecordingContext):
         print(text, flush=True)
 
 
+def functions(path: str) -> tuple[Function]:
+    """Return the one function that `FILE:NAME` means."""
+    file, _, name = path.rpartition(":")
+    return (Function(Path(file), name, f"{Path(file).name}:{name}"),)
+
+
 def run(rule: str, folder: Path) -> PrintingContext:
     kinds = {kind.kind: kind for kind in KINDS}
     inputs: dict[str, Any] = {
-        field: artifact(kinds[kind], Path(path))
+        field: functions(path) if kind == "functions" else artifact(kinds[kind], Path(path))
         for field, (kind, path) in json.loads((folder / "inputs.json").read_text()).items()
     }
     for name in ("out", "scratch"):

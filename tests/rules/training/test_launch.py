@@ -16,10 +16,22 @@ import pytest
 
 from ftbuild.api import Artifact, AttributeProblem, Model, RuleError, Tokens
 from ftbuild.testing import RecordingContext, artifact, context, run_rule, tree_digest
+from ftbuild_rules.quantization.quantize import quantize
 from ftbuild_rules.training.dpo import dpo
+from ftbuild_rules.training.kto import kto
+from ftbuild_rules.training.orpo import orpo
+from ftbuild_rules.training.prm import prm
+from ftbuild_rules.training.reward_model import reward_model
 from ftbuild_rules.training.sft import sft
 from resuming import child, job, read_until, run_here
-from tiny_models import make_model, make_tokens, preference_rows, sft_rows, warnings_of_libraries
+from tiny_models import (
+    make_model,
+    make_tokens,
+    preference_rows,
+    sft_rows,
+    step_rows,
+    warnings_of_libraries,
+)
 
 pytestmark = warnings_of_libraries()
 ROOT = Path(__file__).parents[3]
@@ -123,6 +135,69 @@ def test_preferences_in_two_processes_follow_the_curve_of_one(tmp_path: Path) ->
     assert losses(ctx) == pytest.approx(losses(alone), abs=1e-4)
     assert ctx.warnings == []
     same_layout(one, two)
+
+
+@pytest.mark.parametrize(
+    ("rule", "params"),
+    [
+        (orpo, {}),
+        (kto, {}),
+        pytest.param(reward_model, {"centering": 0.1}, marks=pytest.mark.slow),
+        (prm, {}),
+    ],
+)
+def test_method_in_two_processes_follows_the_curve_of_one(
+    tmp_path: Path, rule: Any, params: dict[str, Any]
+) -> None:
+    """Completions, steps and pairs are of different length, so means must be over all of them."""
+    rows: Any = step_rows(16) if rule is prm else preference_rows(16)
+    form = "stepwise" if rule is prm else "preference"
+    inputs = {
+        "model": artifact(Model, make_model(tmp_path / "model", classifier_dropout=0.0)),
+        "data": artifact(Tokens, make_tokens(tmp_path / "tokens", rows, form=form)),
+    }
+    _, alone = train(tmp_path, rule, inputs, batch_size=8, lora=LORA, **params)
+    _, ctx = train(tmp_path, rule, inputs, launch=DDP, lora=LORA, **params)
+    assert len(losses(ctx)) == (8 if rule is kto else 4)
+    assert losses(ctx) == pytest.approx(losses(alone), abs=1e-4)
+
+
+def quantized_inputs(tmp_path: Path) -> dict[str, Artifact]:
+    inputs = inputs_of(tmp_path, hidden_size=64, intermediate_size=128)
+    base = run_rule(quantize, {"model": inputs["model"]}, {"method": "nf4"}, tmp_path)
+    return {**inputs, "model": base}
+
+
+def test_quantized_base_in_two_processes_follows_the_curve_of_one(tmp_path: Path) -> None:
+    inputs = quantized_inputs(tmp_path)
+    one, alone = train(tmp_path, sft, inputs, batch_size=8, lora=LORA)
+    two, ctx = train(tmp_path, sft, inputs, launch=DDP, lora=LORA)
+    assert losses(ctx) == pytest.approx(losses(alone), abs=1e-4)
+    same_layout(one, two)
+
+
+@needs_deepspeed
+def test_quantized_base_under_deepspeed_shares_the_states_of_its_adapter(tmp_path: Path) -> None:
+    inputs = quantized_inputs(tmp_path)
+    _, alone = train(tmp_path, sft, inputs, batch_size=8, lora=LORA)
+    _, ctx = train(tmp_path, sft, inputs, launch=ZERO2, lora=LORA)
+    assert losses(ctx) == pytest.approx(losses(alone), abs=1e-4)
+    held, total = ctx.known["launch"]["optimizer_held"], ctx.known["launch"]["optimizer"]
+    assert max(held) < total * 0.75
+
+
+@pytest.mark.parametrize(
+    "launch", [FSDP, {**ZERO2, "settings": {"zero_optimization": {"stage": 3}}}]
+)
+def test_weights_of_a_quantized_base_cannot_be_shared_out(
+    tmp_path: Path, launch: dict[str, Any]
+) -> None:
+    with pytest.raises(AttributeProblem) as caught:
+        train(tmp_path, sft, quantized_inputs(tmp_path), launch=launch, lora=LORA)
+    assert caught.value.attribute == "launch"
+    assert caught.value.what == (
+        "`model` is quantized, and its packed weights cannot be shared out among processes"
+    )
 
 
 def test_what_goes_wrong_in_one_process_is_told_and_nothing_is_kept(tmp_path: Path) -> None:

@@ -89,6 +89,9 @@ def settings_of(adapter: Artifact) -> dict[str, Any]:
         ({"init": "pissa", "pissa_iterations": 4}, {"r": 8, "lora_alpha": 16}),
         ({"init": "pissa", "dora": True}, {"r": 8, "use_dora": True}),
         ({"init": "olora"}, {"r": 8, "lora_alpha": 16, "init_lora_weights": True}),
+        ({"init": "corda"}, {"r": 8, "init_lora_weights": True, "corda_config": None}),
+        ({"init": "eva"}, {"r": 4, "init_lora_weights": True, "eva_config": None}),
+        ({"init": "eva", "dora": True, "rslora": True}, {"r": 4, "lora_alpha": 8}),
         (
             {
                 "init": "pissa",
@@ -307,6 +310,11 @@ def test_name_without_a_meaning_is_refused_before_weights_are_read(
         ({"pissa_iterations": 4}, "`lora.pissa_iterations` belongs to PiSSA"),
         ({"init": "orthogonal", "r": 3}, '`init = "orthogonal"` needs an even rank; found 3'),
         ({"rank_pattern": {"q_proj": 0}}, "a rank in `lora.rank_pattern` is below 1"),
+        ({"init_rows": 8}, "`lora.init_rows` belongs to `corda` and `eva`"),
+        (
+            {"init": "eva", "rank_pattern": {"q_proj": 2}},
+            '`init = "eva"` gives all layers one rank',
+        ),
     ],
 )
 def test_table_that_contradicts_itself_is_refused(

@@ -15,6 +15,7 @@ import pytest
 
 from ftbuild.testing import tree_digest
 from ftbuild_rules.training._checkpoints import Checkpoints
+from grpo_kit import EVEN, function, make_prompts, some_prompts
 from resuming import job, run_here
 from tiny_models import (
     make_model,
@@ -93,6 +94,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path
     return {
         "model": ("model", model),
         "adapter": ("adapter", first / "out"),
+        "rewards": ("functions", Path(f"{function(folder / 'code', EVEN, 'even').path}:even")),
+        "prompts": ("tokens", make_prompts(folder / "prompts", some_prompts(6))),
         **{name: ("tokens", path) for name, path in tokens.items()},
     }
 
@@ -105,6 +108,7 @@ SFT: dict[str, Any] = {
     "learning_rate": 1e-2,
     "lora": LORA,
 }
+SHORT: dict[str, Any] = {"max_completion_length": 4, "epochs": 1, "lora": {"r": 4}}
 PAIRS: dict[str, Any] = {"batch_size": 2, "epochs": 2, "learning_rate": 1e-2}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("rows", SFT),
@@ -115,6 +119,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "orpo": ("pairs", PAIRS),
     "reward_model": ("pairs", {**PAIRS, "lora": LORA}),
     "prm": ("steps", {**PAIRS, "lora": LORA}),
+    "grpo": ("prompts", {**PAIRS, "batch_size": 4, "num_generations": 4, **SHORT}),
     "reference_logprobs": ("pairs", {"kl_batch_size": 2}),
 }
 CONTINUED = ("dpo", "ipo", "kto", "orpo", "reference_logprobs")
@@ -125,6 +130,8 @@ def job_of(rule: str, given: dict[str, tuple[str, Path]], folder: Path) -> Path:
     inputs = {"model": given["model"], "data": given[data]}
     if rule in CONTINUED:
         inputs["adapter"] = given["adapter"]
+    if rule == "grpo":
+        inputs["rewards"] = given["rewards"]
     return job(folder, inputs, **params)
 
 
@@ -174,6 +181,7 @@ def test_another_user_gets_the_same_bytes(warm: Warm, given: dict[str, tuple[str
         copied = {
             name: (kind, Path(shutil.copytree(path, root / name)))
             for name, (kind, path) in given.items()
+            if kind != "functions"
         }
         mine, theirs = job_of("sft", copied, root / "mine"), job_of("sft", copied, root / "theirs")
         for path in root.rglob("*"):

@@ -1,0 +1,262 @@
+"""A large source in pieces, each read by itself: in all cores, and only where it changed.
+
+A file of lines is cut by content into pieces of some megabytes, so an edit of one row reads one
+again. Of Parquet and Arrow files some row groups are a piece. All other files are read whole, those
+beside each other that are small as one piece. What comes of it is that of one pass; `_chunks.py`
+tells how.
+"""
+
+import codecs
+import hashlib
+import mmap
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from ftbuild.api import Piece, RuleError, Source, SourceFile
+from ftbuild_rules.data._columnar import arrow_batches, arrow_rows, parquet_groups, parquet_rows
+from ftbuild_rules.data._json_rows import line_rows
+from ftbuild_rules.data._problems import Unreadable
+from ftbuild_rules.data._read import ARROW, LINES, Reading, files_with_rows, read_rows
+from ftbuild_rules.data._rows import Row
+from ftbuild_rules.data._streams import opened
+
+LEAST_BYTES = 8 << 20
+"""A smaller source is read in one go."""
+MIN_BYTES = 3 << 20
+"""A piece of lines is no shorter: only beyond it lines are looked at."""
+_MEAN_FILES_BYTES = 4 << 20
+"""Of small files that are one piece."""
+_GROUP_BYTES = 8 << 20
+_SPACE = 1 << 64
+_MEAN_LINES = 512
+_MEAN_BYTES = 1 << 19
+_BLOCK_BYTES = 1 << 20
+
+Found = Iterator[Row | RuleError | Unreadable]
+
+
+def _inner_name(number: int) -> str:
+    """Return how a file is named within a piece: what is said of a row must be true of any file."""
+    return f"\0{number}\0"
+
+
+def with_names(plain: Any, files: Sequence[SourceFile]) -> Any:
+    """Return a JSON value with the names for people in the place of those within a piece."""
+    if isinstance(plain, str):
+        for number, file in enumerate(files if "\0" in plain else ()):
+            plain = plain.replace(_inner_name(number), file.name)
+        return plain
+    if isinstance(plain, dict):
+        return {key: with_names(value, files) for key, value in plain.items()}
+    return plain
+
+
+def file_of(path: str, files: Sequence[SourceFile]) -> SourceFile:
+    """Return the file that a place within a piece is in."""
+    return files[int(path.split("\0")[1])]
+
+
+@dataclass(frozen=True)
+class LinesPiece:
+    """Some whole lines of a file."""
+
+    file: SourceFile
+    offset: int
+    size: int
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """The one file."""
+        return (self.file,)
+
+    def rows(self, reading: Reading) -> Found:
+        """Yield its rows; lines are counted from its own first one."""
+        with opened(self.file.path) as binary:
+            binary.seek(self.offset)
+            yield from _to_the_end(line_rows(_Lines(binary, self.size), _inner_name(0)))
+
+    def lines_before(self) -> int:
+        """Return how many lines of its file come before it."""
+        with opened(self.file.path) as binary:
+            blocks = iter(lambda: binary.read(min(_BLOCK_BYTES, self.offset - binary.tell())), b"")
+            return sum(block.count(b"\n") for block in blocks)
+
+    def identity(self) -> Any:
+        """Return the digest of its bytes."""
+        hasher = hashlib.sha256()
+        with open(self.file.path, "rb") as binary:
+            binary.seek(self.offset)
+            left = self.size
+            while left:
+                block = binary.read(min(left, _BLOCK_BYTES))
+                hasher.update(block)
+                left -= len(block)
+        return hasher.hexdigest()
+
+
+@dataclass(frozen=True)
+class GroupsPiece:
+    """Some neighbouring row groups of a Parquet file, or record batches of an Arrow file."""
+
+    file: SourceFile
+    first: int
+    end: int
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """The one file."""
+        return (self.file,)
+
+    def rows(self, reading: Reading) -> Found:
+        """Yield its rows, numbered as in the file."""
+        read = parquet_rows if _ending(self.file) == ".parquet" else arrow_rows
+        with opened(self.file.path) as binary:
+            groups = range(self.first, self.end)
+            yield from _to_the_end(read(binary, _inner_name(0), groups=groups))
+
+    def lines_before(self) -> int:
+        """Return 0: its rows have numbers, which are those of the file."""
+        return 0
+
+    def identity(self) -> Any:
+        """Return the digest of the file, and which groups of it are meant."""
+        return [self.file.digest, self.first, self.end]
+
+
+@dataclass(frozen=True)
+class FilesPiece:
+    """Whole files that follow each other."""
+
+    files: tuple[SourceFile, ...]
+
+    def rows(self, reading: Reading) -> Found:
+        """Yield the rows of all of them."""
+        for number, file in enumerate(self.files):
+            yield from _to_the_end(read_rows(replace(file, name=_inner_name(number)), reading))
+
+    def lines_before(self) -> int:
+        """Return 0: lines are counted from the beginning of their file."""
+        return 0
+
+    def identity(self) -> Any:
+        """Return the digests of the files, each with the ending by which it is read."""
+        return [[file.digest, _ending(file)] for file in self.files]
+
+
+SourcePiece = LinesPiece | GroupsPiece | FilesPiece
+
+
+def pieces_of(source: Source) -> list[SourcePiece] | None:
+    """Return the pieces of a large source; None where it is to be read in one go."""
+    files, _ = files_with_rows(source)
+    if sum(file.path.stat().st_size for file in files) < LEAST_BYTES:
+        return None
+    found: list[SourcePiece] = []
+    small: list[SourceFile] = []
+    for file in files:
+        parts = _parts(file)
+        if not parts:
+            small.append(file)
+        if small and (parts or _ends_group(file)):
+            found.append(FilesPiece(tuple(small)))
+            small = []
+        found += parts
+    found += [FilesPiece(tuple(small))] if small else []
+    return found if len(found) > 1 or isinstance(found[0], LinesPiece) else None
+
+
+def hashed(pieces: Sequence[SourcePiece], cpus: int) -> Iterator[Piece]:
+    """Yield each piece with what it is known by; bytes are hashed in `cpus` threads."""
+    with ThreadPoolExecutor(cpus) as pool:
+        identities = pool.map(lambda piece: piece.identity(), pieces)
+        for piece, identity in zip(pieces, identities, strict=True):
+            yield Piece(identity, piece)
+
+
+def _to_the_end(rows: Iterator[Row | RuleError]) -> Found:
+    try:
+        yield from rows
+    except RuleError as error:
+        yield Unreadable(error)
+
+
+def _ending(file: SourceFile) -> str:
+    return "".join(PurePosixPath(file.relative).suffixes).lower()
+
+
+def _ends_group(file: SourceFile) -> bool:
+    """Say whether a piece of small files ends with this one: so its content says."""
+    weight = file.path.stat().st_size * (_SPACE // _MEAN_FILES_BYTES)
+    return int(file.digest[:16], 16) < weight
+
+
+def _parts(file: SourceFile) -> list[SourcePiece]:
+    """Return the pieces of a large file; none where it is read whole."""
+    if file.path.stat().st_size < MIN_BYTES:
+        return []
+    if _is_lines(file):
+        return list(_cut(file))
+    ending = _ending(file)
+    if ending == ".parquet":
+        sizes = parquet_groups(file.path)
+    elif ending in ARROW:
+        sizes = arrow_batches(file.path)
+    else:
+        return []
+    found: list[SourcePiece] = []
+    first = held = 0
+    for number, size in enumerate(sizes, 1):
+        held += size
+        if held >= _GROUP_BYTES or number == len(sizes):
+            found.append(GroupsPiece(file, first, number))
+            first, held = number, 0
+    return found
+
+
+def _is_lines(file: SourceFile) -> bool:
+    """Say whether each line of a file is a row, whatever stands before it."""
+    if not file.relative.lower().endswith(LINES):
+        return False
+    with opened(file.path) as binary:
+        start = binary.read(_BLOCK_BYTES)
+    return not start.startswith(codecs.BOM_UTF8) and start.lstrip()[:1] not in (b"[", b"")
+
+
+def _cut(file: SourceFile) -> Iterator[LinesPiece]:
+    """Yield the pieces of a file of lines; where they end follows from the lines there."""
+    import xxhash
+
+    size = file.path.stat().st_size
+    with (
+        open(file.path, "rb") as binary,
+        mmap.mmap(binary.fileno(), 0, access=mmap.ACCESS_READ) as m,
+    ):
+        offset = 0
+        while offset < size:
+            at = m.find(b"\n", min(offset + MIN_BYTES, size)) + 1 or size
+            while at < size:
+                end = m.find(b"\n", at) + 1 or size
+                weight = max(_SPACE // _MEAN_LINES, (end - at) * (_SPACE // _MEAN_BYTES))
+                is_last = xxhash.xxh3_64_intdigest(m[at : min(end, at + MIN_BYTES)]) < weight
+                at = end
+                if is_last:
+                    break
+            yield LinesPiece(file, offset, at - offset)
+            offset = at
+
+
+class _Lines:
+    """The lines of a piece, for a reader of streams."""
+
+    def __init__(self, binary: Any, size: int) -> None:
+        self._binary = binary
+        self._left = size
+
+    def readline(self, limit: int) -> bytes:
+        """Return the next line, or `limit` bytes of it; nothing at the piece's end."""
+        line: bytes = self._binary.readline(min(limit, self._left))
+        self._left -= len(line)
+        return line
