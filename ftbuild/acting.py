@@ -18,6 +18,7 @@ from ftbuild.digest import Digest
 from ftbuild.errors import InterruptedBuild
 from ftbuild.fetching import Fetcher
 from ftbuild.run import Done, Ready, Runner, slot_of
+from ftbuild.store import disk
 from ftbuild.store.blobs import MissingBlob
 from ftbuild.store.store import Store
 from ftbuild.store.trees import Tree
@@ -121,8 +122,15 @@ class Threads:
                 label, done=done, seconds=time.monotonic() - began, was_shared=was_shared
             )
         except BaseException as error:
-            message = Message(label, error=error, seconds=time.monotonic() - began)
+            message = Message(label, error=self._told(error), seconds=time.monotonic() - began)
         self.messages.put(message)
+
+    def _told(self, error: BaseException) -> BaseException:
+        """Return the error in words where it is about the store, as when that was deleted."""
+        inside = isinstance(error, OSError) and str(error.filename).startswith(str(self.store.root))
+        if isinstance(error, OSError) and inside:
+            return disk.machine_error(error, str(self.store.root))
+        return error
 
     def _shared(self, job: Job) -> tuple[Done, bool] | None:
         """Return what another build recorded while this one waited for the lease."""

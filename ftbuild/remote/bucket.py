@@ -7,10 +7,10 @@ writers of one record exactly one wins.
 
 import json
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from ftbuild.errors import UsageError
 from ftbuild.remote.address import Address
@@ -18,11 +18,8 @@ from ftbuild.remote.backend import Data, RemoteError, Want
 
 _TIMEOUTS = {"connect_timeout": "5s", "timeout": "60s"}
 _RETRY: dict[str, Any] = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
-_AT_ONCE = 16
-"""Questions under way for each of the threads that ask."""
+_AT_ONCE = 32
 _LOOPBACK = ("http://localhost", "http://127.0.0.1", "http://[::1]")
-
-T = TypeVar("T")
 
 
 class Bucket:
@@ -41,6 +38,8 @@ class Bucket:
         self.name = address.name
         self._address = address
         self._obstore = obstore
+        # A bucket takes its time for each question, and minds no number of them.
+        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="bucket")
         opened: Any = from_url  # its type has an overload for each cloud, and none for all
         options: dict[str, Any] = dict(_TIMEOUTS)
         if _endpoint(address.url).startswith(_LOOPBACK):
@@ -57,52 +56,35 @@ class Bucket:
 
     def get(self, path: str, limit: int) -> Data | None:
         """Return an object, None if it is not there."""
-        return self.get_all([Want(path, limit)])[0]
-
-    def get_all(self, wants: Sequence[Want]) -> list[Data | None]:
-        """Return objects, None for each that is not there."""
-        return self._ask_all([partial(self._get, want) for want in wants])
-
-    async def _get(self, want: Want) -> Data:
-        found = await self._obstore.get_async(self._store, want.path)
-        size = found.meta["size"]
-        if size > want.limit:
-            what = f"`{want.path}` has {size:,} bytes, not {want.limit:,}"
-            raise RemoteError(what, is_wrong=True)
-        return bytes(await found.bytes_async())
-
-    def size(self, path: str) -> int | None:
-        """Return how many bytes an object has, None if it is not there."""
-        return self.sizes([path])[0]
-
-    def sizes(self, paths: Sequence[str]) -> list[int | None]:
-        """Return how many bytes each object has, None for each that is not there."""
-        return self._ask_all([partial(self._size, path) for path in paths])
-
-    async def _size(self, path: str) -> int:
-        return int((await self._obstore.head_async(self._store, path))["size"])
-
-    def _ask_all(self, questions: Sequence[Callable[[], Awaitable[T]]]) -> list[T | None]:
-        """Ask several things at once: a bucket takes its time for each, and minds no number."""
-        import asyncio  # 60 ms, which only buckets cost
-
-        async def answer(question: Callable[[], Awaitable[T]], turn: asyncio.Semaphore) -> T | None:
-            async with turn:
-                try:
-                    return await question()
-                except FileNotFoundError:
-                    return None
-
-        async def answers() -> list[T | None]:
-            turn = asyncio.Semaphore(_AT_ONCE)
-            return await asyncio.gather(*(answer(question, turn) for question in questions))
-
         try:
-            return asyncio.run(answers())
+            found = self._obstore.get(self._store, path)
+            size = found.meta["size"]
+            if size > limit:
+                raise RemoteError(f"`{path}` has {size:,} bytes, not {limit:,}", is_wrong=True)
+            return bytes(found.bytes())
+        except FileNotFoundError:
+            return None
         except RemoteError:
             raise
         except Exception as error:
             raise self._trouble(error) from error
+
+    def get_all(self, wants: Sequence[Want]) -> list[Data | None]:
+        """Return objects, None for each that is not there."""
+        return list(self._pool.map(lambda want: self.get(want.path, want.limit), wants))
+
+    def size(self, path: str) -> int | None:
+        """Return how many bytes an object has, None if it is not there."""
+        try:
+            return int(self._obstore.head(self._store, path)["size"])
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise self._trouble(error) from error
+
+    def sizes(self, paths: Sequence[str]) -> list[int | None]:
+        """Return how many bytes each object has, None for each that is not there."""
+        return list(self._pool.map(self.size, paths))
 
     def put(self, path: str, data: bytes, *, only_new: bool = False) -> bool:
         """Write an object, whole or not at all; with `only_new` False if there is one already."""
@@ -127,7 +109,8 @@ class Bucket:
         """A bucket answers when it has the bytes."""
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """End the threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _endpoint(url: str) -> str:

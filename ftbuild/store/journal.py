@@ -196,6 +196,7 @@ class Journal:
         """Flush what was made here, and give the descriptor back whatever comes of it."""
         try:
             self.flush_own()
+            self._session.leaves_records = bool(self._fetched)
         finally:
             self._flusher.close()
 

@@ -35,6 +35,8 @@ class Session:
         self.name = f"{os.getpid()}-{os.urandom(6).hex()}"
         self.folder = f"{layout.folder('tmp')}/{self.name}"
         self.pending = f"{layout.folder('pending')}/{self.name}"
+        self.leaves_records = False
+        """Whether what is pending at the end is meant to wait."""
         self._numbers = itertools.count()
         os.makedirs(self.folder)
         self._lock = _claim(f"{self.folder}/owner")
@@ -53,7 +55,7 @@ class Session:
         """Remove the folders; records that are not durable stay, and who left them, for later."""
         with suppress(OSError):
             os.rmdir(self.pending)
-        if _names(self.pending):
+        if self.leaves_records:
             self._leave()
         else:
             with suppress(OSError):
@@ -66,13 +68,6 @@ class Session:
                 if name != "owner":
                     disk.remove(f"{self.folder}/{name}")
             disk.write_new(f"{self.folder}/{_LEFT}", b"")
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
 
 
 def _claim(path: str) -> int:
