@@ -4,6 +4,7 @@ from pydantic import Field
 
 from ftbuild.digest import Digest, canonical_json, hash_bytes, hash_file, hash_value
 from ftbuild.errors import Place, RuleError
+from ftbuild.imported import Imported, ImportProblem, Key, Note, Table
 from ftbuild.kinds import (
     TOKENIZER,
     Adapter,
@@ -43,8 +44,12 @@ __all__ = [
     "File",
     "Fragment",
     "Function",
+    "ImportProblem",
+    "Imported",
     "Inputs",
+    "Key",
     "Model",
+    "Note",
     "Params",
     "Part",
     "Piece",
@@ -55,6 +60,7 @@ __all__ = [
     "RuleError",
     "Source",
     "SourceFile",
+    "Table",
     "Tokens",
     "Variable",
     "View",

@@ -10,10 +10,10 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ftbuild.errors import ManifestError, Place, Problem, UsageError
 from ftbuild.nodes import RuleFacts
@@ -21,10 +21,21 @@ from ftbuild.rulefile import PRIVATE, import_file, rule_of_pack, rules_in
 from ftbuild.wording import did_you_mean, shown
 
 if TYPE_CHECKING:
+    from ftbuild.imported import Imported
     from ftbuild.rule import Rule
 
 _GROUP = "ftbuild.rules"
-_NOT_RULES = ("formats", "templates", "viewers", "__pycache__")
+_NOT_RULES = ("formats", "importers", "templates", "viewers", "__pycache__")
+
+
+@dataclass(frozen=True)
+class Importer:
+    """What a pack knows of another tool's configuration."""
+
+    title: str
+    """The tool's name."""
+    recognises: Callable[[dict[str, Any]], bool]
+    convert: Callable[[dict[str, Any], Path], "Imported"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,15 @@ class Registry:
             if (pack.folder / "viewers" / f"{kind}.py").is_file():
                 return f"{pack.package}.viewers.{kind}:view"
         return None
+
+    def importers(self) -> tuple[Importer, ...]:
+        """Return the importers of all packs, imported."""
+        found = []
+        for pack in self._packs:
+            for path in sorted((pack.folder / "importers").glob("[!_]*.py")):
+                module = importlib.import_module(f"{pack.package}.importers.{path.stem}")
+                found.append(Importer(module.TITLE, module.recognises, module.convert))
+        return tuple(found)
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables with which every pack wants its workers to start."""

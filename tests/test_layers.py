@@ -21,14 +21,14 @@ ROOT = Path(__file__).parent.parent
 # the imports that loading a file makes there is no cycle.
 LAYERS = """
 __version__ redaction errors digest labels units docstrings signing
-kinds view outside wording rows
+kinds view imported outside wording rows
 rule
 store.*
 remote.*
 api testing
 root spans declaration settings tomlfile packages overlay matrix manifest
 nodes rulesource rulefile registry
-lookup suggestions mistakes queries localfiles attributes graph joining schema
+importing lookup suggestions mistakes queries localfiles attributes graph joining schema
 keys lockfile usersettings
 toolchain
 sources.*
@@ -54,6 +54,7 @@ ON_REQUEST = {
     ("ftbuild.sources.bucket", "obstore"),
     ("ftbuild.remote.bucket", "obstore"),
     ("ftbuild.signing", "cryptography"),
+    ("ftbuild.importing", "yaml"),
 }
 
 # Of a rule pack's own modules and the standard library a rule file may import all.

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Iterable
-from importlib import import_module
 from typing import Any
 
 from ftbuild.cli import flags
@@ -45,6 +44,6 @@ def complete() -> None:
     for name, summary in COMMANDS.items():
         # Suppressed, or the defaults behind the command would hide a `-C` before it.
         command = commands.add_parser(name, help=summary, argument_default=argparse.SUPPRESS)
-        import_module(f"ftbuild.cli.{name}").arguments(command)
+        flags.module_of(name).arguments(command)
         flags.add_global_flags(command)
     argcomplete.autocomplete(parser)

@@ -10,7 +10,9 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ftbuild.cli.main import COMMANDS
@@ -51,7 +53,7 @@ def run_command(name: str | None, args: list[str]) -> int:
         return _top(args)
     if name not in COMMANDS:
         raise UsageError(f"there is no command `{name}`", code="E0001", fix=_did_you_mean(name))
-    module = import_module(f"ftbuild.cli.{name}")
+    module = module_of(name)
     parser = command_parser(name, module)
     options, unknown = parser.parse_known_intermixed_args(args)
     if unknown:
@@ -61,6 +63,11 @@ def run_command(name: str | None, args: list[str]) -> int:
             fix=f"`ftbuild {name} --help` lists what it takes",
         )
     return int(module.run(from_environment(options)))
+
+
+def module_of(name: str) -> ModuleType:
+    """Return the module of a command: that of its name, with `_` after a word of Python."""
+    return import_module(f"ftbuild.cli.{name}_" if iskeyword(name) else f"ftbuild.cli.{name}")
 
 
 def _did_you_mean(name: str) -> str:

@@ -30,6 +30,7 @@ COMMANDS = {
     "provenance": "tell what an artifact follows from, down to its sources",
     "path": "print the directory of a target's artifact",
     "init": "start a project in this folder",
+    "import": "start a project from a configuration of Axolotl or LLaMA-Factory",
     "clean": "remove ftbuild-out; the store keeps its objects",
     "gc": "remove from the store what is old or too much",
     "doctor": "check the machine, the project and the store",

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ftbuild.cli.flags import module_of
 from ftbuild.cli.main import COMMANDS, split, walk
 
 
@@ -35,10 +36,8 @@ def test_words_behind_two_dashes_are_no_flags() -> None:
 
 
 def test_every_command_of_the_help_exists() -> None:
-    from importlib import import_module
-
     for name in COMMANDS:
-        module = import_module(f"ftbuild.cli.{name}")
+        module = module_of(name)
         assert callable(module.run)
         assert callable(module.arguments)
         assert "\n\nExit status:\n  0 " in (module.__doc__ or "")

@@ -527,9 +527,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return Built(root, store, result.exit_code, finished, pending)
 
 
-def test_table_has_more_than_a_hundred_inputs() -> None:
-    assert len(CORPUS) == len({name for name, *_ in CORPUS}) == 83
-    assert len(CASES) == 83 + len(FILES) + len(TEMPLATES) + len(MODELS) > 120
+def test_table_names_each_of_its_inputs_once() -> None:
+    assert len(CORPUS) == len({name for name, *_ in CORPUS}) > 80
+    assert len(CASES) == len(CORPUS) + len(FILES) + len(TEMPLATES) + len(MODELS) > 120
 
 
 @pytest.mark.parametrize("name", list(CASES))
