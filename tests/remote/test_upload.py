@@ -66,8 +66,9 @@ def test_second_push_asks_for_all_and_reads_nothing(
     assert built.push("final", "big") == PRESENT
     assert reads == []
     there = objects(Folder(built.environment["FTBUILD_REMOTE"], "it"), built)
-    # What two targets share is asked for once by each command.
-    assert sum(questions) == len([name for name in there if name.startswith("cas/")])
+    num_blobs = len([name for name in there if name.startswith("cas/")])
+    # What two targets share is asked for twice where both are looked at in the same moment.
+    assert num_blobs <= sum(questions) < 2 * num_blobs
     assert len(questions) < 10
 
 
