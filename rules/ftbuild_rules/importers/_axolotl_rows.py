@@ -268,7 +268,7 @@ def _columns(rows: Reading, usual: str) -> dict[str, Any]:
     roles = {
         source: target
         for target, sources in rows.table("roles").values.items()
-        for source in sources
+        for source in (sources if isinstance(sources, list) else [sources])
         if source != target
     }
     found: dict[str, Any] = {"columns": columns} if columns else {}
