@@ -11,11 +11,15 @@ from typing import Any
 
 from ftbuild.api import RuleError
 from ftbuild_rules.models._adapter_delta import Delta
+from ftbuild_rules.models._ahead import Slot
 from ftbuild_rules.models._safetensors import StoredTensor, TensorSpec
-from ftbuild_rules.models._torch import TORCH_NAMES, load_rows, load_tensor
+from ftbuild_rules.models._torch import TORCH_NAMES, load_rows, load_tensor, tensor_bytes
 
 PIECE_VALUES = 1 << 22
 """How many values are worked on at once: 16 MiB of float32."""
+_CACHED_VALUES = 1 << 17
+"""How many of them at a time: half a MiB of float32, and twice that for a sum."""
+_LEAST_ROWS = 32
 
 
 def pieces(spec: TensorSpec, *, is_whole: bool = False) -> Iterator[tuple[int, int]]:
@@ -55,6 +59,51 @@ def changed_rows(
     if delta.rows is not None:
         _put_rows(result, delta.rows, rows)
     return require_finite(result, spec.name)
+
+
+def is_plain(delta: Delta, weight: StoredTensor, spec: TensorSpec) -> bool:
+    """Say whether a weight is W + s B A and nothing else, so that `summed_rows` can give it."""
+    is_pair = delta.pair is not None and delta.magnitude is None and delta.experts is None
+    is_whole = delta.replacement is None and delta.rows is None and not delta.is_transposed
+    return is_pair and is_whole and len(spec.shape) == 2 and weight.spec == spec
+
+
+def summed_rows(delta: Delta, weight: StoredTensor, rows: tuple[int, int], slot: Slot) -> Any:
+    """Return some rows of W + s B A, in the memory of `slot`; as `changed_rows`, but faster.
+
+    Each step is done on so few rows that they stay in the cache of a core: a third of the time.
+    """
+    import torch
+
+    spec, (first, last) = weight.spec, rows
+    dtype, columns = getattr(torch, TORCH_NAMES[spec.dtype]), spec.shape[1]
+    result = slot.take("result", (last - first, columns), dtype)
+    weight.read_into(tensor_bytes(result), offset=first * columns * dtype.itemsize)
+    assert delta.pair is not None
+    pair = delta.pair
+    a, b = slot.keep(spec.name, lambda: [load_tensor(stored).float() for stored in pair])
+    totals = []
+    for start, stop in _blocks(last - first, columns):
+        block = result[start:stop]
+        shape = (stop - start, columns)
+        change = slot.take("change", shape, torch.float32)
+        torch.mm(b[first + start : first + stop], a, out=change).mul_(delta.scale)
+        # One rounding, of the sum.
+        block.copy_(slot.take("sum", shape, torch.float32).copy_(block).add_(change))
+        totals.append(block.sum(dtype=torch.float32))
+    if not torch.stack(totals).isfinite().all():
+        require_finite(result, spec.name)
+    return result
+
+
+def _blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """Yield the blocks of some rows, none of them small unless it is all.
+
+    A product of few rows is computed in another way, which may round otherwise.
+    """
+    step = max(_LEAST_ROWS, _CACHED_VALUES // max(1, columns))
+    starts = [*range(0, max(1, rows - step + 1), step)]
+    yield from zip(starts, [*starts[1:], rows], strict=True)
 
 
 def require_finite(result: Any, name: str) -> Any:

@@ -11,14 +11,23 @@ What an adapter adds is its whole product B A, not A and B by themselves: so the
 adapters is what both of them beside the base would give.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 from ftbuild.api import hash_value
 from ftbuild_rules.models._adapter_delta import Delta
-from ftbuild_rules.models._apply import changed_rows, needs_whole, pieces, product, require_finite
+from ftbuild_rules.models._ahead import Slot, Task
+from ftbuild_rules.models._apply import (
+    changed_rows,
+    is_plain,
+    needs_whole,
+    pieces,
+    product,
+    require_finite,
+    summed_rows,
+)
 from ftbuild_rules.models._safetensors import StoredTensor, TensorSpec
 from ftbuild_rules.models._torch import TORCH_NAMES, load_rows, tensor_bytes
 
@@ -48,9 +57,7 @@ class Recipe:
         return any(name in part.by_name for part in self.parts)
 
 
-def merged_pieces(
-    recipe: Recipe, weight: StoredTensor, spec: TensorSpec
-) -> list[Callable[[], Any]]:
+def merged_pieces(recipe: Recipe, weight: StoredTensor, spec: TensorSpec) -> list[Task]:
     """Return functions that give the bytes of the weight `spec` of the merged model in turn.
 
     They raise:
@@ -62,7 +69,9 @@ def merged_pieces(
     is_single = len(recipe.parts) == 1 and recipe.method == "linear" and found[0][1] == 1.0
     whole = recipe.method != "linear" or any(needs_whole(delta) for delta, _ in found)
 
-    def piece(rows: tuple[int, int]) -> Any:
+    def piece(rows: tuple[int, int], slot: Slot) -> Any:
+        if is_single and is_plain(found[0][0], weight, spec):
+            return tensor_bytes(summed_rows(found[0][0], weight, rows, slot))
         if is_single:
             return tensor_bytes(changed_rows(found[0][0], weight, spec, rows))
         return tensor_bytes(_combined(recipe, found, weight, spec, rows))
@@ -98,8 +107,8 @@ def _added(
     delta: Delta, weight: StoredTensor, spec: TensorSpec, rows: tuple[int, int], base: Any
 ) -> Any:
     """Return what one part adds to some rows, in float32 and not yet weighted."""
-    is_plain = delta.pair is not None and delta.magnitude is None and delta.rows is None
-    if is_plain and delta.replacement is None:
+    is_sum = delta.pair is not None and delta.magnitude is None and delta.rows is None
+    if is_sum and delta.replacement is None:
         return product(delta, rows).reshape(base.shape)
     exact = TensorSpec(spec.name, "F32", spec.shape)
     return changed_rows(delta, weight, exact, rows) - base
