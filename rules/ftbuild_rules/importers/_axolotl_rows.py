@@ -269,7 +269,7 @@ def _columns(rows: Reading, usual: str) -> dict[str, Any]:
         source: target
         for target, sources in rows.table("roles").values.items()
         for source in (sources if isinstance(sources, list) else [sources])
-        if source != target
+        if isinstance(source, str) and source != target
     }
     found: dict[str, Any] = {"columns": columns} if columns else {}
     return {**found, "roles": roles} if roles else found
