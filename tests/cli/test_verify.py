@@ -1,7 +1,9 @@
 """`verify` as its users see it: texts and exit codes."""
 
+import hashlib
 import json
 import re
+import shutil
 
 from cli.toy import Toy
 from store_kit import flip_bit
@@ -73,3 +75,23 @@ def test_store_that_is_whole_and_one_with_a_flipped_bit(toy: Toy) -> None:
     assert done.stdout.endswith("hashed: 1 damaged\n")
     done = toy.run("verify", "--store", "--json")
     assert (done.returncode, json.loads(done.stdout)["damaged"]) == (0, [])
+
+
+def test_damage_is_repaired_from_the_remote_store(toy: Toy) -> None:
+    remote = {"FTBUILD_REMOTE": str(toy.root.parent / "remote")}
+    assert toy.run("make", "-q", env=remote).returncode == 0
+    store = toy.root.parent / "store/v1"
+    whole = (toy.root / "ftbuild-out/shout/text.txt").read_bytes()
+    name = hashlib.sha256(whole).hexdigest()
+    blob = store / "blobs" / name[:2] / name
+    flip_bit(blob, 4)
+    flipped = blob.read_bytes()
+    shutil.rmtree(store / "trees")  # or it would be mended from what is laid out
+    (store / "trees").mkdir()
+    done = toy.run("verify", "--store", env=remote)
+    said = f"blob {name}: its bytes have the digest {hashlib.sha256(flipped).hexdigest()}; mended\n"
+    assert done.returncode == 4
+    assert done.stdout.startswith(said)
+    assert blob.read_bytes() == whole
+    done = toy.run("verify", "--store")
+    assert done.returncode == 0, done.stdout
