@@ -27,7 +27,7 @@ from ftbuild.api import (
     canonical_json,
     rule,
 )
-from ftbuild_rules.models._card import CARDS
+from ftbuild_rules.models._card import CARDS, data_card, read_card, write_card
 from ftbuild_rules.models._files import INDEX_NAME, files_of, weight_files
 from ftbuild_rules.models._safetensors import StoredTensor, TensorSpec, read_tensors
 from ftbuild_rules.models._torch import SAFETENSORS_NAMES, load_tensor
@@ -116,7 +116,7 @@ def pins(_: Mapping[str, tuple[str, ...]], params: Any) -> tuple[str, ...]:
 
 
 @rule(
-    version=1,
+    version=2,
     output=QuantizedModel,
     pins=pins,
     preload=("torch", "transformers", "bitsandbytes"),
@@ -156,12 +156,23 @@ def quantize(ctx: Context, inputs: QuantizeInputs, params: QuantizeParams) -> No
         "layers": {name: work.layer(specs[name]) for name in sorted(work.errors)},
     }
     (ctx.out / QUANTIZATION_NAME).write_bytes(canonical_json(about))
+    write_card(ctx.out, _card(inputs, params))
     ctx.facts(
         quantized_weights=len(layers.weights),
         relative_error=error,
         bytes_before=sum(spec.size_bytes for spec in specs.values()),
         bytes_after=sum(size for found in sizes.values() for size in found.values()),
     )
+
+
+def _card(inputs: QuantizeInputs, params: QuantizeParams) -> dict[str, Any]:
+    """Return what was quantized how; the errors stand in quantization.json."""
+    return {
+        "method": "quantize",
+        "parameters": params.model_dump(mode="json", exclude_defaults=True),
+        "base": read_card(inputs.model),
+        "data": [] if inputs.data is None else [data_card(inputs.data)],
+    }
 
 
 def _distinct(stored: Mapping[str, tuple[StoredTensor, ...]]) -> dict[str, TensorSpec]:

@@ -224,6 +224,23 @@ def test_the_report_says_how_far_each_layer_is_off(tmp_path: Path) -> None:
     assert torch.is_tensor(again)
 
 
+def test_the_card_tells_what_was_quantized_and_what_that_was_made_of(tmp_path: Path) -> None:
+    base = {"method": "merge", "adapters": [{"digest": "ab"}]}
+    model = tiny(tmp_path)
+    (model.path / "card.json").write_text(json.dumps(base))
+    (model.path / "README.md").write_text("the base's own")
+    path, _ = quantized(model, tmp_path, double_quantization=True)
+    assert json.loads((path / "card.json").read_bytes()) == {
+        "method": "quantize",
+        "parameters": {"double_quantization": True},
+        "base": {"digest": model.digest, **base},
+        "data": [],
+    }
+    readme = (path / "README.md").read_text()
+    assert readme.startswith("# Model card\n")
+    assert "- parameters: double_quantization true\n- base:\n  - method: `merge`\n" in readme
+
+
 @pytest.mark.parametrize(
     ("params", "what"),
     [
