@@ -77,10 +77,8 @@ class Describer:
     def _libraries(self, target: Target, facts: RuleFacts) -> dict[str, str]:
         if not facts.toolchain:
             return {name: self._library(name) for name in pins_of(target, facts)}
-        chain = self.lock.toolchains.get(facts.name)
-        if chain is None or chain.requirements != facts.toolchain:
-            return dict.fromkeys(facts.toolchain, UNKNOWN)
-        return dict(chain.packages)
+        chain = self.lock.toolchain(facts.name, facts.toolchain)
+        return dict.fromkeys(facts.toolchain, UNKNOWN) if chain is None else dict(chain.packages)
 
     def _library(self, name: str) -> str:
         return self.lock.libraries.get(name) or installed_version(name) or UNKNOWN

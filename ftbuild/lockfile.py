@@ -90,6 +90,11 @@ class Lock:
         """Return a lock in which `spec` is pinned."""
         return replace(self, sources={**self.sources, spec: pin})
 
+    def toolchain(self, rule: str, requirements: Sequence[str]) -> "Toolchain | None":
+        """Return what the environment of `rule` resolved to; None if it asked for other things."""
+        found = self.toolchains.get(rule)
+        return found if found is not None and found.requirements == tuple(requirements) else None
+
     def with_toolchain(self, rule: str, toolchain: Toolchain) -> "Lock":
         """Return a lock in which the environment of `rule` stands."""
         return replace(self, toolchains={**self.toolchains, rule: toolchain})

@@ -33,8 +33,7 @@ def completed(lock: Lock, closure: Sequence[Target], describer: Describer) -> Lo
     if any(lock.rules.get(n) != v for n, v in versions.items()):
         lock = lock.with_rules(versions)
     for name, facts in rules.items():
-        chain = lock.toolchains.get(name)
-        if facts.toolchain and (chain is None or chain.requirements != facts.toolchain):
+        if facts.toolchain and lock.toolchain(name, facts.toolchain) is None:
             from ftbuild import toolchain  # brings subprocess
 
             lock = lock.with_toolchain(name, toolchain.resolved(name, facts.toolchain))

@@ -69,8 +69,8 @@ class Toolchains:
             DifferenceError: E0504, the lock does not hold it.
             MachineError: E0513, it cannot be made.
         """
-        chain = lock.toolchains.get(facts.name)
-        if chain is None or chain.requirements != facts.toolchain:
+        chain = lock.toolchain(facts.name, facts.toolchain)
+        if chain is None:
             raise DifferenceError(
                 f"rule `{facts.name}` runs in an environment of its own, which `{NAME}` does not "
                 "hold",

@@ -4,7 +4,7 @@ What is wrong, too long, too slow or not there is a miss: the action runs on thi
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 
@@ -145,7 +145,13 @@ class RemoteLayer:
     ) -> None:
         begun = [store.begun(entry.digest, blobs) for entry, blobs in places]
         rests = [b[0 if p is None else p.count :] for p, (_, b) in zip(begun, places, strict=True)]
-        stream = window.in_order(self._pool, self._get, _grouped(chain.from_iterable(rests)))
+        stream = window.in_order(
+            self._pool,
+            self._get,
+            window.grouped(
+                chain.from_iterable(rests), most_bytes=_GROUP_BYTES, most_items=_GROUP_OBJECTS
+            ),
+        )
         objects = chain.from_iterable(stream)
         try:
             for (entry, blobs), start, rest in zip(places, begun, rests, strict=True):
@@ -160,20 +166,6 @@ class RemoteLayer:
     def close(self) -> None:
         """Let go of connections."""
         self.guard.close()
-
-
-def _grouped(blobs: Iterable[Blob]) -> Iterator[list[Blob]]:
-    """Yield objects in groups, each for one round trip."""
-    group: list[Blob] = []
-    size = 0
-    for blob in blobs:
-        group.append(blob)
-        size += blob.size
-        if size >= _GROUP_BYTES or len(group) >= _GROUP_OBJECTS:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 def _missing_space(entries: Sequence[Entry], store: Store) -> int | None:

@@ -83,7 +83,11 @@ class Uploader:
         def send(group: list[_Part]) -> tuple[list[_Part], list[Blob]]:
             return group, self._send_group(group)
 
-        return window.in_order(self._pool, send, _grouped(parts))
+        return window.in_order(
+            self._pool,
+            send,
+            window.grouped(parts, most_bytes=_GROUP_BYTES, most_items=_GROUP_PARTS),
+        )
 
     def _parts(self, tree: Tree, manifests: dict[Digest, Blob]) -> Iterator[_Part]:
         """Yield the objects of all files but manifests; note those that are known."""
@@ -175,20 +179,6 @@ def _pieces(entry: Entry, path: str, kept: ChunkList | None) -> Iterator[tuple[B
         yield from ((None, size) for size in chunks.cut(path, entry.size))
     except OSError as error:
         raise LostBytes(entry.path) from error
-
-
-def _grouped(parts: Iterable[_Part]) -> Iterator[list[_Part]]:
-    """Yield parts in groups, each for one thread."""
-    group: list[_Part] = []
-    size = 0
-    for part in parts:
-        group.append(part)
-        size += part.size
-        if size >= _GROUP_BYTES or len(group) >= _GROUP_PARTS:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 def _reader(path: str, place: int, size: int) -> Callable[[], bytes]:

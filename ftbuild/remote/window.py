@@ -1,12 +1,23 @@
 """Many requests at once, their answers in order, never more than a few of them in memory."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+
+class Sized(Protocol):
+    """What has a size in bytes."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+
+
+S = TypeVar("S", bound=Sized)
 
 THREADS = 8
 _AHEAD = 2 * THREADS
@@ -36,3 +47,17 @@ def in_order(
 def pool(name: str) -> ThreadPoolExecutor:
     """Return threads for requests."""
     return ThreadPoolExecutor(THREADS, thread_name_prefix=name)
+
+
+def grouped(items: Iterable[S], *, most_bytes: int, most_items: int) -> Iterator[list[S]]:
+    """Yield the items in groups, in their order; a group ends as soon as it reaches a bound."""
+    group: list[S] = []
+    size = 0
+    for item in items:
+        group.append(item)
+        size += item.size
+        if size >= most_bytes or len(group) >= most_items:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

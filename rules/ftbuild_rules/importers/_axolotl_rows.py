@@ -101,13 +101,7 @@ def _parts(
     """Return the rows to train on and those to evaluate on: given, or set aside."""
     if others:
         return rows, chain.rows(others, "eval_rows", "test_datasets")
-    share = float(config.number("val_set_size", 0.0))
-    if share >= 1:
-        config.note("val_set_size", "a share below 1 can be imported; no rows were set aside")
-    if not 0 < share < 1:
-        return rows, None
-    config.note("val_set_size", "the split here is by content, so other rows are set aside")
-    return chain.split(rows, share)
+    return chain.set_aside(config, "val_set_size", rows)
 
 
 def _dataset(

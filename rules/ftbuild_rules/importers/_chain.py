@@ -8,6 +8,7 @@ from typing import Any
 
 from ftbuild.api import Imported, ImportProblem, Note, Table
 from ftbuild_rules.formats._all import FORMATS
+from ftbuild_rules.importers._reading import Reading
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 MODEL, QUANTIZED = "base", "base_quantized"
@@ -57,6 +58,21 @@ class Chain:
             for number, each in enumerate(sources, 1)
         ]
         return self.add("mix", name, datasets={each: each for each in names})
+
+    @property
+    def trained_model(self) -> str:
+        """The model that the training target reads: the quantized one if there is one."""
+        return QUANTIZED if any(table.name == QUANTIZED for table in self.tables) else MODEL
+
+    def set_aside(self, config: Reading, key: str, rows: str) -> tuple[str, str | None]:
+        """Add the parts that the share under `key` asks for; without it train on all rows."""
+        share = float(config.number(key, 0.0))
+        if share >= 1:
+            config.note(key, "a share below 1 can be imported; no rows were set aside")
+        if not 0 < share < 1:
+            return rows, None
+        config.note(key, "the split here is by content, so other rows are set aside")
+        return self.split(rows, share)
 
     def split(self, rows: str, share: float) -> tuple[str, str]:
         """Add the two parts of a dataset, and return the one to train on and the other."""

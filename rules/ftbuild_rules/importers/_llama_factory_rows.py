@@ -46,13 +46,7 @@ def read_rows(config: Reading, chain: Chain, method: str) -> tuple[str, str | No
     if tests:
         found = _all(config, "eval_dataset", tests, info, chain, method)
         return rows, chain.rows(found, "eval_rows", "eval_dataset")
-    share = float(config.number("val_size", 0.0))
-    if share >= 1:
-        config.note("val_size", "a share below 1 can be imported; no rows were set aside")
-    if not 0 < share < 1:
-        return rows, None
-    config.note("val_size", "the split here is by content, so other rows are set aside")
-    return chain.split(rows, share)
+    return chain.set_aside(config, "val_size", rows)
 
 
 def _info(config: Reading, chain: Chain) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def convert(config: dict[str, Any], folder: Path) -> Imported:
     how = _tokens(reading, rows, method)
     made = chain.tokens(rows.train, rows.evaluation, how)
     attributes = {
-        "model": QUANTIZED if any(t.name == QUANTIZED for t in chain.tables) else MODEL,
+        "model": chain.trained_model,
         **_adapter(reading, chain, is_adapter=is_adapter),
         **made,
         **_training(reading, dtype, has_eval=rows.evaluation is not None),

@@ -74,7 +74,7 @@ def convert(config: dict[str, Any], folder: Path) -> Imported:
     made = chain.tokens(train, evaluation, how)
     changes = not how.keys().isdisjoint(("default_system_message", "template_variables"))
     attributes = {
-        "model": QUANTIZED if any(t.name == QUANTIZED for t in chain.tables) else MODEL,
+        "model": chain.trained_model,
         **_adapter(reading, chain, is_adapter=is_adapter),
         **made,
         **_training(reading, dtype, has_eval=evaluation is not None),

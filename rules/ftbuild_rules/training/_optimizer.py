@@ -1,6 +1,6 @@
 """The settings of each optimizer, and how Transformers is given them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ftbuild.api import AttributeProblem
@@ -39,11 +39,7 @@ def check_optimizer(optimizer: str, settings: Mapping[str, float]) -> None:
     """
     known = SETTINGS.get(optimizer, ())
     for name, value in settings.items():
-        if name not in known:
-            has = f"it has {', '.join(f'`{each}`' for each in known)}" if known else "it has none"
-            raise AttributeProblem(
-                "optimizer_settings", f"the optimizer `{optimizer}` has no `{name}`", has
-            )
+        require_known("optimizer", optimizer, name, known)
         if name.startswith("t_"):
             bound, is_within = "a whole number, at least 1", isinstance(value, int) and value >= 1
         elif name.startswith("beta") or name in ("momentum", "dampening"):
@@ -54,3 +50,14 @@ def check_optimizer(optimizer: str, settings: Mapping[str, float]) -> None:
             raise AttributeProblem(
                 "optimizer_settings", f"`{name}` should be {bound}; found {value}"
             )
+
+
+def require_known(what: str, chosen: str, name: str, known: Sequence[str]) -> None:
+    """Hold that the chosen optimizer or schedule has a setting of that name.
+
+    Raises:
+        AttributeProblem: it has not.
+    """
+    if name not in known:
+        has = f"it has {', '.join(f'`{each}`' for each in known)}" if known else "it has none"
+        raise AttributeProblem(f"{what}_settings", f"the {what} `{chosen}` has no `{name}`", has)

@@ -18,7 +18,7 @@ from ftbuild.api import (
 from ftbuild_rules.quantization._pins import LIBRARY, is_quantized
 from ftbuild_rules.training._launch import Launch, check_launch, check_whole
 from ftbuild_rules.training._lora import Lora
-from ftbuild_rules.training._optimizer import check_optimizer
+from ftbuild_rules.training._optimizer import check_optimizer, require_known
 from ftbuild_rules.training._other_tools import TRAINING_NAMES, TRAINING_REMEDIES
 
 _PINS = ("torch", "transformers", "peft", "trl", "accelerate")
@@ -224,11 +224,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: Any) -> None:
 def _check_schedule(params: Any) -> None:
     own = SCHEDULE_SETTINGS.get(params.schedule, ())
     for name in params.schedule_settings:
-        if name not in own:
-            has = f"it has {', '.join(f'`{each}`' for each in own)}" if own else "it has none"
-            raise AttributeProblem(
-                "schedule_settings", f"the schedule `{params.schedule}` has no `{name}`", has
-            )
+        require_known("schedule", params.schedule, name, own)
     needed = NEEDED_SETTINGS.get(params.schedule, ())
     if needed and not set(needed) & set(params.schedule_settings):
         raise AttributeProblem(
