@@ -7,6 +7,7 @@ read at all once it is known what it was cut into.
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -53,6 +54,8 @@ class Uploader:
         self._pool = pool
         self._lock = Lock()
         self._there: set[Digest] = set()
+        self._sending: defaultdict[Digest, Lock] = defaultdict(Lock)
+        """For each object that was sent: what two targets share is sent once."""
         self._unkept: dict[Digest, ChunkList] = {}
         """Lists that the local store does not take."""
 
@@ -137,14 +140,22 @@ class Uploader:
             for number, part in enumerate(parts)
         ]
         for number in self._missing(blobs):
-            blob = blobs[number]
-            data = loaded.get(number) or self._verified(parts[number], blob)
-            self._layer.guard.put(f"cas/{blob.digest}", data)
+            self._send_once(parts[number], blobs[number], loaded.get(number))
         digests = {blob.digest for blob in blobs}
         with self._lock:
             self._there |= digests
             self._layer.suspects -= digests
         return blobs
+
+    def _send_once(self, part: _Part, blob: Blob, data: bytes | None) -> None:
+        """Send an object, unless another thread has done so or does it now."""
+        with self._lock:
+            turn = self._sending[blob.digest]
+        with turn:
+            if blob.digest not in self._there:
+                self._layer.guard.put(f"cas/{blob.digest}", data or self._verified(part, blob))
+                with self._lock:
+                    self._there.add(blob.digest)
 
     def _missing(self, blobs: Sequence[Blob]) -> list[int]:
         """Return which of some objects have to be sent."""
