@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ftbuild_rules.data._arrow import read_table, rows_of, write_batch
+from ftbuild_rules.data._hashing import row_digest
 from ftbuild_rules.tokens._findings import Findings
 from ftbuild_rules.tokens._forms import FORMS, TokenForm
 from ftbuild_rules.tokens._memo import (
@@ -15,7 +16,6 @@ from ftbuild_rules.tokens._memo import (
     TRUNCATED,
     Outcome,
     RowMemo,
-    row_digest,
     write_outcomes,
 )
 from ftbuild_rules.tokens._pack import Packing, pack

@@ -15,8 +15,9 @@ from ftbuild.events import Finished
 from ftbuild.kinds import Artifact
 from ftbuild.project import Project
 from ftbuild.testing import RecordingContext, context, run_rule
+from ftbuild_rules.data._hashing import row_digest
 from ftbuild_rules.tokens import _memo
-from ftbuild_rules.tokens._memo import Outcome, RowMemo, row_digest, write_outcomes
+from ftbuild_rules.tokens._memo import Outcome, RowMemo, write_outcomes
 from ftbuild_rules.tokens.tokens import tokens
 from tiny_models import make_model as make_whole_model
 
