@@ -1,9 +1,9 @@
 """A large source in pieces, each read by itself: in all cores, and only where it changed.
 
-A file of lines is cut by content into pieces of some megabytes, so an edit of one row reads one
-again. Of Parquet and Arrow files some row groups are a piece. All other files are read whole, those
-beside each other that are small as one piece. What comes of it is that of one pass; `_chunks.py`
-tells how.
+A file of lines, and a table in CSV, is cut by content into pieces of some megabytes, so an edit of
+one row reads one again. Of Parquet and Arrow files some row groups are a piece. All other files
+are read whole, those beside each other that are small as one piece. What comes of it is that of
+one pass; `_chunks.py` tells how.
 """
 
 import codecs
@@ -12,14 +12,17 @@ import mmap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
 from ftbuild.api import Piece, RuleError, Source, SourceFile
 from ftbuild_rules.data._columnar import arrow_batches, arrow_rows, parquet_groups, parquet_rows
+from ftbuild_rules.data._delimited import rows_below
 from ftbuild_rules.data._json_rows import line_rows
 from ftbuild_rules.data._problems import Unreadable
 from ftbuild_rules.data._read import ARROW, LINES, Reading, files_with_rows, read_rows
+from ftbuild_rules.data._records import InseparableError, header_of, record_ends
 from ftbuild_rules.data._rows import Row
 from ftbuild_rules.data._streams import opened
 
@@ -30,6 +33,7 @@ MIN_BYTES = 3 << 20
 _MEAN_FILES_BYTES = 4 << 20
 """Of small files that are one piece."""
 _GROUP_BYTES = 8 << 20
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _SPACE = 1 << 64
 _MEAN_LINES = 512
 _MEAN_BYTES = 1 << 19
@@ -95,6 +99,26 @@ class LinesPiece:
                 hasher.update(block)
                 left -= len(block)
         return hasher.hexdigest()
+
+
+@dataclass(frozen=True)
+class RecordsPiece(LinesPiece):
+    """Some whole records of a CSV or TSV file."""
+
+    header: tuple[str, ...]
+    delimiter: str
+
+    def rows(self, reading: Reading) -> Found:
+        """Yield its rows; lines are counted from its own first one."""
+        with opened(self.file.path) as binary:
+            binary.seek(self.offset)
+            inner = _Lines(binary, self.size)
+            found = rows_below([*self.header], inner, _inner_name(0), self.delimiter)
+            yield from _to_the_end(found)
+
+    def identity(self) -> Any:
+        """Return the digest of its bytes, and all that decides what they say."""
+        return [super().identity(), self.delimiter, *self.header]
 
 
 @dataclass(frozen=True)
@@ -200,6 +224,9 @@ def _parts(file: SourceFile) -> list[SourcePiece]:
     if _is_lines(file):
         return list(_cut(file))
     ending = _ending(file)
+    for table, delimiter in _DELIMITERS.items():
+        if ending.endswith(table):
+            return [*_cut_records(file, delimiter)]
     if ending == ".parquet":
         sizes = parquet_groups(file.path)
     elif ending in ARROW:
@@ -227,8 +254,6 @@ def _is_lines(file: SourceFile) -> bool:
 
 def _cut(file: SourceFile) -> Iterator[LinesPiece]:
     """Yield the pieces of a file of lines; where they end follows from the lines there."""
-    import xxhash
-
     size = file.path.stat().st_size
     with (
         open(file.path, "rb") as binary,
@@ -239,13 +264,70 @@ def _cut(file: SourceFile) -> Iterator[LinesPiece]:
             at = m.find(b"\n", min(offset + MIN_BYTES, size)) + 1 or size
             while at < size:
                 end = m.find(b"\n", at) + 1 or size
-                weight = max(_SPACE // _MEAN_LINES, (end - at) * (_SPACE // _MEAN_BYTES))
-                is_last = xxhash.xxh3_64_intdigest(m[at : min(end, at + MIN_BYTES)]) < weight
+                is_last = _ends_piece(m, at, end)
                 at = end
                 if is_last:
                     break
             yield LinesPiece(file, offset, at - offset)
             offset = at
+
+
+def _ends_piece(data: Any, start: int, end: int) -> bool:
+    """Say whether a piece ends with the row of these bytes: so they themselves say."""
+    import xxhash
+
+    weight = max(_SPACE // _MEAN_LINES, (end - start) * (_SPACE // _MEAN_BYTES))
+    return bool(xxhash.xxh3_64_intdigest(data[start : min(end, start + MIN_BYTES)]) < weight)
+
+
+def _cut_records(file: SourceFile, delimiter: str) -> list[RecordsPiece]:
+    """Return the pieces of a table; none where it is to be read by one process."""
+    found = header_of(file.path, delimiter)
+    if found is None:
+        return []
+    header, start = found
+    with (
+        open(file.path, "rb") as binary,
+        mmap.mmap(binary.fileno(), 0, access=mmap.ACCESS_READ) as m,
+    ):
+        try:
+            ends = [start, *_piece_ends(m, start, delimiter)]
+        except InseparableError:
+            return []
+        if ends[-1] < len(m):
+            ends.append(len(m))
+    return [
+        RecordsPiece(file, at, end - at, tuple(header), delimiter) for at, end in pairwise(ends)
+    ]
+
+
+def _piece_ends(data: Any, start: int, delimiter: str) -> Iterator[int]:
+    """Yield where pieces of a table end, the last one's end left out.
+
+    Raises:
+        InseparableError: that cannot be told; what was yielded means nothing then.
+    """
+    import numpy
+
+    least = start + MIN_BYTES
+    before: int | None = None  # the end of the record before the next one, once there may be a cut
+    for ends in record_ends(data, start, delimiter):
+        at = 0
+        while at < len(ends):
+            if before is None:
+                at = int(numpy.searchsorted(ends, least, "right"))
+                if at == len(ends):
+                    break
+                before = int(ends[at])
+                at += 1
+                continue
+            end = int(ends[at])
+            at += 1
+            if _ends_piece(data, before, end):
+                yield end
+                before, least = None, end + MIN_BYTES
+            else:
+                before = end
 
 
 class _Lines:
