@@ -105,24 +105,22 @@ class MappedTables:
     def take(self, files: Any, rows: Any) -> list[dict[str, Any]]:
         """Return rows by the numbers of their files and of themselves in these, as two arrays.
 
-        Afterwards no page of the files is held in memory.
+        Of all these files pages of one at a time are held in memory.
         """
         import numpy
         import pyarrow as pa
 
         order = numpy.argsort(files, kind="stable")
         starts = numpy.flatnonzero(numpy.diff(files[order], prepend=-1))
-        found, used = [], []
+        found = []
         for places in numpy.split(order, starts[1:]):
             mapped, table = self._table(int(files[places[0]]))
             found.append(table.take(pa.array(rows[places])))
-            used.append(mapped)
+            mapped.madvise(mmap.MADV_DONTNEED)  # what was taken is a copy
         back: Any = numpy.empty(len(order), numpy.int64)
         back[order] = numpy.arange(len(order))
         whole: Any = pa.concat_tables(found).combine_chunks()
         taken: list[dict[str, Any]] = whole.take(pa.array(back)).to_pylist()
-        for mapped in used:
-            mapped.madvise(mmap.MADV_DONTNEED)
         return taken
 
     def _table(self, number: int) -> tuple[mmap.mmap, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ftbuild.api import Piece, RuleError, Source, SourceFile
@@ -24,7 +24,7 @@ from ftbuild_rules.data._problems import Unreadable
 from ftbuild_rules.data._read import ARROW, LINES, Reading, files_with_rows, read_rows
 from ftbuild_rules.data._records import InseparableError, header_of, record_ends
 from ftbuild_rules.data._rows import Row
-from ftbuild_rules.data._streams import opened
+from ftbuild_rules.data._streams import COMPRESSED, decompressed, decompression_errors, opened
 
 LEAST_BYTES = 8 << 20
 """A smaller source is read in one go."""
@@ -33,6 +33,10 @@ MIN_BYTES = 3 << 20
 _MEAN_FILES_BYTES = 4 << 20
 """Of small files that are one piece."""
 _GROUP_BYTES = 8 << 20
+_EXPANDED = 4
+"""So many times as large a compressed file of lines is taken to be."""
+_MOST_EXPANDED = 64
+"""One that is larger is read as it is: it may be made to fill the disk."""
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _SPACE = 1 << 64
 _MEAN_LINES = 512
@@ -173,15 +177,22 @@ class FilesPiece:
 SourcePiece = LinesPiece | GroupsPiece | FilesPiece
 
 
-def pieces_of(source: Source) -> list[SourcePiece] | None:
-    """Return the pieces of a large source; None where it is to be read in one go."""
+def pieces_of(source: Source, scratch: Path) -> list[SourcePiece] | None:
+    """Return the pieces of a large source; None where it is to be read in one go.
+
+    Large compressed files of lines are written out in the folder `scratch`, which is made then: to
+    decompress is quick beside reading rows, and the pieces are read in all cores.
+    """
     files, _ = files_with_rows(source)
-    if sum(file.path.stat().st_size for file in files) < LEAST_BYTES:
+    sizes = [file.path.stat().st_size * (_EXPANDED if _inner(file) else 1) for file in files]
+    if sum(sizes) < LEAST_BYTES:
         return None
     found: list[SourcePiece] = []
     small: list[SourceFile] = []
-    for file in files:
-        parts = _parts(file)
+    for number, (file, size) in enumerate(zip(files, sizes, strict=True)):
+        # Of several files as large each is read by a process of its own as it is.
+        expanded = _expanded(file, scratch / str(number)) if size > sum(sizes) // 4 else None
+        parts = _parts(expanded or file)
         if not parts:
             small.append(file)
         if small and (parts or _ends_group(file)):
@@ -198,6 +209,44 @@ def hashed(pieces: Sequence[SourcePiece], cpus: int) -> Iterator[Piece]:
         identities = pool.map(lambda piece: piece.identity(), pieces)
         for piece, identity in zip(pieces, identities, strict=True):
             yield Piece(identity, piece)
+
+
+def _inner(file: SourceFile) -> str | None:
+    """Return the name of a file of lines without the ending of its compression, if it has one."""
+    lower = file.relative.lower()
+    for ending in COMPRESSED:
+        inner = lower.removesuffix(ending)
+        if inner != lower and inner.endswith((*LINES, *_DELIMITERS)):
+            return inner
+    return None
+
+
+def _expanded(file: SourceFile, path: Path) -> SourceFile | None:
+    """Write out a compressed file of lines; None where it is read as it is.
+
+    It is where it is small, where nearly nothing becomes very much, which fills the disk, and
+    where it is damaged: then whoever reads it says so.
+    """
+    inner = _inner(file)
+    size = file.path.stat().st_size
+    if inner is None or size * _EXPANDED < MIN_BYTES:
+        return None
+    left = size * _MOST_EXPANDED
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with opened(file.path) as binary, decompression_errors(file.name), open(path, "wb") as out:
+            stream = decompressed(binary, file.relative)
+            while block := stream.read(_BLOCK_BYTES):
+                left -= len(block)
+                if left < 0:
+                    break
+                out.write(block)
+    except (RuleError, OSError):
+        left = -1
+    if left < 0:
+        path.unlink(missing_ok=True)
+        return None
+    return replace(file, path=path, relative=inner)
 
 
 def _to_the_end(rows: Iterator[Row | RuleError]) -> Found:

@@ -6,6 +6,7 @@ token, so it ends at `tokens`. Each normal form has one fixed schema.
 {"messages": [{"role": "user", "content": "Hi"}, …], "tools": null, "metadata": "{\"id\":7}"}
 """
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -163,9 +164,14 @@ def _check_prompt(name: str, template: str, format_name: str) -> None:
 def dataset(ctx: Context, inputs: DatasetInputs, params: DatasetParams) -> None:
     """Read rows into their normal form, cut into shards by content."""
     _tell_of_others(ctx, inputs.source)
-    pieces = None if is_part(inputs.source) else pieces_of(inputs.source)
-    if pieces is not None and _by_pieces(ctx, inputs.source, params, pieces):
-        return
+    if not is_part(inputs.source):
+        expanded = ctx.scratch / "expanded"
+        try:
+            pieces = pieces_of(inputs.source, expanded)
+            if pieces is not None and _by_pieces(ctx, inputs.source, params, pieces):
+                return
+        finally:
+            shutil.rmtree(expanded, ignore_errors=True)
     rows = _rows(ctx, inputs.source, params)
     first = next(rows, None)
     if first is None:

@@ -49,7 +49,7 @@ class Known:
     """What a row became in an earlier build."""
 
     documents: list[Any]
-    """A value for each column of each document; ids lie in the earlier build's file."""
+    """A value for each column of each document."""
     fate: int
 
 
@@ -109,7 +109,10 @@ class RowMemo:
             self._places = numpy.memmap(index / "places", "<u8", "r")
 
     def find(self, digests: Sequence[bytes]) -> dict[int, Known]:
-        """Return what is known of rows, by their places among `digests`."""
+        """Return what is known of rows, by their places among `digests`.
+
+        Afterwards no page of the files that were looked into is held in memory.
+        """
         import numpy
 
         wanted = numpy.frombuffer(b"".join(digests), numpy.dtype([("p", "<u8"), ("r", "V24")]))["p"]
@@ -123,13 +126,10 @@ class RowMemo:
             known = self._shard(number).known(row, digests[hits[hit]])
             if known is not None:
                 found[int(hits[hit])] = known
-        return found
-
-    def let_go(self) -> None:
-        """Take the files that were looked into out of memory; they are mapped again if need be."""
         for shard in self._used.values():
             shard.let_go()
         self._used = {}
+        return found
 
     def _shard(self, number: int) -> "_Shard":
         shard = self._open.pop(number, None) or _Shard(self._folders[number], self._columns)
@@ -250,4 +250,4 @@ class _Column:
     def value(self, number: int) -> Any:
         if self.starts is None:
             return self.values[number].as_py()
-        return self.values[self.starts[number] : self.starts[number + 1]]
+        return self.values[self.starts[number] : self.starts[number + 1]].copy()

@@ -50,8 +50,6 @@ def tokenize_shard(
     arrays = [_column(name, [row[place] for row in found]) for place, name in enumerate(columns)]
     write_batch(out / "shard.arrow", pa.RecordBatch.from_arrays(arrays, names=list(columns)))
     write_outcomes(out / NAME, shard.outcomes(numbers, are_together=packing is None))
-    if memo is not None:
-        memo.let_go()
     tally = shard.tally
     return {
         "input_rows": rows.num_rows,

@@ -16,6 +16,7 @@ from ftbuild_rules.data._pieces import pieces_of
 from ftbuild_rules.data._problems import to_plain
 from ftbuild_rules.data._read import Reading, read_rows
 from ftbuild_rules.data._rows import Row
+from ftbuild_rules.data._streams import COMPRESSED
 from ftbuild_rules.data.dataset import dataset
 
 GRAIN = _shards.Grain(rows=20, text_bytes=1 << 12)
@@ -67,7 +68,7 @@ def test_dataset_is_that_of_one_pass(
 ) -> None:
     file = tmp_path / name
     file.write_text(table(700, delimiter, end), newline="")
-    pieces = pieces_of(source(file))
+    pieces = pieces_of(source(file), tmp_path / "scratch")
     assert pieces is not None
     assert len(pieces) > 5
     params = {"format": "text"}
@@ -99,7 +100,7 @@ def test_edited_row_reads_one_piece_and_a_renamed_column_all(tmp_path: Path) -> 
         counts.append(len(memo) - before)
     assert counts[0] > 10
     assert counts[1] <= 4  # the piece, and what joins its ends with its neighbours
-    assert counts[2] >= len(pieces_of(source(file)) or [])
+    assert counts[2] >= len(pieces_of(source(file), tmp_path / "scratch") or [])
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -125,7 +126,7 @@ def test_pieces_of_any_text_say_what_one_pass_says(
     path.write_bytes(b"one,two\n" + body.encode())
     given = source(path)
     (file,) = given.files
-    pieces = pieces_of(given) or []
+    pieces = pieces_of(given, tmp_path / "scratch") or []
     if seed % 2 == 0 and seed % 3:
         assert len(pieces) > 3
     if pieces:
@@ -161,7 +162,7 @@ def test_bad_rows_are_named_by_their_line_in_the_file(
 def test_file_with_other_quotes_is_read_whole(tmp_path: Path, cell: str) -> None:
     file = tmp_path / "rows.csv"
     file.write_text(f"{table(200)}{cell},1\r\n", newline="")
-    assert pieces_of(source(file)) is None
+    assert pieces_of(source(file), tmp_path / "scratch") is None
 
 
 def test_header_over_several_lines_and_a_byte_order_mark(
@@ -169,8 +170,74 @@ def test_header_over_several_lines_and_a_byte_order_mark(
 ) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("\ufeff\n" + table(300, head="te\nxt"), "utf-8", newline="")
-    assert len(pieces_of(source(file)) or []) > 3
+    assert len(pieces_of(source(file), tmp_path / "scratch") or []) > 3
     params = {"format": "text", "columns": {"text": "te\nxt"}}
     made = run_rule(dataset, {"source": source(file)}, params, tmp_path)
     monkeypatch.setattr(_pieces, "LEAST_BYTES", 1 << 40)
     assert run_rule(dataset, {"source": source(file)}, params, tmp_path).digest == made.digest
+
+
+def compressed(ending: str, data: bytes) -> bytes:
+    import bz2
+    import gzip
+    import lzma
+
+    import pyarrow as pa
+
+    if ending == ".zst":
+        return bytes(pa.compress(data, "zstd", asbytes=True))
+    how: Any = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[ending]
+    return bytes(how(data))
+
+
+@pytest.mark.parametrize("ending", COMPRESSED)
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_compressed_file_is_read_in_pieces_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, ending: str
+) -> None:
+    text = table(700)
+    if name.endswith("jsonl"):
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / name).write_text(text, newline="")
+    file = tmp_path / (name + ending)
+    file.write_bytes(compressed(ending, text.encode()))
+    pieces = pieces_of(source(file), tmp_path / "scratch")
+    plain = pieces_of(source(tmp_path / name), tmp_path / "scratch")
+    assert pieces is not None
+    assert plain is not None
+    assert [piece.identity() for piece in pieces] == [piece.identity() for piece in plain]
+    ctx = context(tmp_path)
+    made = run_rule(dataset, {"source": source(file)}, {"format": "text"}, tmp_path, ctx=ctx)
+    assert list(ctx.scratch.iterdir()) == []
+    monkeypatch.setattr(_pieces, "LEAST_BYTES", 1 << 40)
+    whole = run_rule(dataset, {"source": source(file)}, {"format": "text"}, tmp_path)
+    assert made.digest == whole.digest
+
+
+def test_compressed_file_that_is_cut_short_or_grows_too_much_is_read_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "rows.jsonl.gz"
+    data = compressed(".gz", b'{"text": "abc"}\n' * 100_000)
+    file.write_bytes(data)
+    assert pieces_of(source(file), tmp_path / "scratch") is None
+    assert list((tmp_path / "scratch").iterdir()) == []
+    file.write_bytes(compressed(".gz", table(700).encode())[:-9])
+    assert pieces_of(source(file), tmp_path / "scratch") is None
+    with pytest.raises(RuleError, match="cannot be decompressed"):
+        run_rule(
+            dataset,
+            {"source": source(file)},
+            {"format": "text", "on_error": "drop", "max_dropped": 9},
+            tmp_path,
+        )
+
+
+def test_row_of_a_compressed_file_is_named_by_its_place_in_it(tmp_path: Path) -> None:
+    text = "".join(json.dumps({"text": f"{n}" if n != 555 else ""}) + "\n" for n in range(700))
+    file = tmp_path / "rows.jsonl.gz"
+    file.write_bytes(compressed(".gz", text.encode()))
+    with pytest.raises(RuleError) as caught:
+        run_rule(dataset, {"source": source(file)}, {"format": "text"}, tmp_path)
+    assert f"{file}:556" in caught.value.render()

@@ -268,7 +268,6 @@ def test_index_in_several_buckets_is_sorted(
     memo = RowMemo(folders, ("input_ids",), tmp_path / "index")
     found = memo.find(digests)
     assert [found[n].fate for n in range(2000)] == [n % 100 % 8 for n in range(2000)]
-    memo.let_go()
     assert memo.find([digests[1999]])[0].fate == 99 % 8
 
 
