@@ -45,8 +45,9 @@ from ftbuild_rules.data._shards import SizedRow, size_row
 from ftbuild_rules.data._slices import is_part, part_of
 from ftbuild_rules.data._typed import typed
 from ftbuild_rules.data._write import finish_dataset, write_dataset
-from ftbuild_rules.formats._all import FORMATS, Formatting, normal_row
+from ftbuild_rules.formats._all import FORMATS, WITH_MESSAGES, Formatting, normal_row
 from ftbuild_rules.formats._prompt import Prompt, problem
+from ftbuild_rules.formats._roles import KEYS
 from ftbuild_rules.formats._words import BadRow, names
 
 _PROGRESS_ROWS = 10_000
@@ -90,7 +91,8 @@ class DatasetParams(Params):
 
     columns: dict[str, str] = Field(default={})
     """Other names for the format's columns: `columns = { messages = "dialog" }` reads the rows'
-    `dialog` as `messages`; a point reaches into an object: `"model.solution"`."""
+    `dialog` as `messages`; a point reaches into an object: `"model.solution"`. So are keys of
+    messages: `{ role = "speaker", content = "says" }`."""
 
     roles: dict[str, Literal["system", "user", "assistant", "tool"]] = Field(default={})
     """Other names for the roles of messages: `roles = { bot = "assistant" }`."""
@@ -125,6 +127,8 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: DatasetParams) -> None:
         AttributeProblem: the format has no such column, or no prompt.
     """
     known = FORMATS[params.format].COLUMNS
+    if params.format in WITH_MESSAGES:
+        known = (*known, *KEYS)
     for column in params.columns:
         if column not in known:
             raise AttributeProblem(
