@@ -318,6 +318,7 @@ def _cut(file: SourceFile) -> Iterator[LinesPiece]:
                 if is_last:
                     break
             yield LinesPiece(file, offset, at - offset)
+            m.madvise(mmap.MADV_DONTNEED)  # or all of the file would count as ours in the end
             offset = at
 
 

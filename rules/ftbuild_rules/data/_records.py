@@ -8,6 +8,7 @@ one of two; of every quote its neighbours are looked at, and a file with one tha
 
 import csv
 import io
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class _Counted(io.BufferedIOBase):
         return line
 
 
-def record_ends(data: Any, start: int, delimiter: str) -> Iterator[Any]:
+def record_ends(data: mmap.mmap, start: int, delimiter: str) -> Iterator[Any]:
     """Yield in order where records end, as arrays; `data` is a mapped file, a record at `start`.
 
     Raises:
@@ -69,6 +70,7 @@ def record_ends(data: Any, start: int, delimiter: str) -> Iterator[Any]:
         if (_before(quotes, lone, odd) == 0).any():
             raise InseparableError
         newlines = numpy.flatnonzero(inner == _NEWLINE)
+        data.madvise(mmap.MADV_DONTNEED)  # or all of the file would count as ours in the end
         yield newlines[_before(quotes, newlines, odd) == 0] + (at + 1)
         odd = (odd + len(quotes)) & 1
 
