@@ -129,9 +129,11 @@ def test_processes_hold_what_they_claim_and_follow_the_curve_of_one(
 
 
 def test_preferences_in_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
+    """The likelihood beside the preference is a mean over tokens, of which each has others."""
     inputs = inputs_of(tmp_path, pairs=True)
-    one, alone = train(tmp_path, dpo, inputs, batch_size=8, lora=LORA)
-    two, ctx = train(tmp_path, dpo, inputs, launch=DDP, lora=LORA)
+    params = {"loss": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "lora": LORA}
+    one, alone = train(tmp_path, dpo, inputs, batch_size=8, **params)
+    two, ctx = train(tmp_path, dpo, inputs, launch=DDP, **params)
     assert losses(ctx) == pytest.approx(losses(alone), abs=1e-4)
     assert ctx.warnings == []
     same_layout(one, two)
