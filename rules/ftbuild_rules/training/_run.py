@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from ftbuild.api import Adapter, Context, Model, RewardModel, Tokens
 from ftbuild_rules.quantization._dequantize import Base
+from ftbuild_rules.training._launch import is_launched
 from ftbuild_rules.training._lora import Rows, require_base, require_source
 from ftbuild_rules.training._machine import require_machine
 from ftbuild_rules.training._settings import TrainingParams
@@ -80,8 +81,15 @@ def prepare(
         if not params.other_template:
             require_template(each, inputs.model, inputs.adapter)
     require_one_template(rows)
-    token_rows = None if params.lora is None else require_targets(params.lora, inputs.model)
+    warn = ctx.warn if not is_launched() else _say_nothing  # who started the processes has said it
+    token_rows = (
+        None if params.lora is None else require_targets(params.lora, inputs.model, warn=warn)
+    )
     return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None, rule, token_rows)
+
+
+def _say_nothing(_: str) -> None:
+    """Take a warning that was given already."""
 
 
 class Fixed(Protocol):

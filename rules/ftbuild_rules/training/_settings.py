@@ -236,7 +236,7 @@ def _check_schedule(params: Any) -> None:
 
 def _check_lora(lora: Lora) -> None:
     targets = lora.target_modules
-    if not targets:
+    if not targets and not lora.target_parameters:
         raise AttributeProblem("lora", "`lora.target_modules` is empty", 'write "all-linear"')
     if isinstance(targets, str):
         try:
