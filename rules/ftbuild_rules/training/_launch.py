@@ -97,6 +97,33 @@ def check_whole(launch: Launch) -> None:
         )
 
 
+_ROWS = "`fsdp` cannot share out single rows of an embedding, as `trainable_tokens` trains them"
+_ROWS_FIX = 'set `strategy = "ddp"` or "deepspeed"; or train the embedding whole'
+
+
+def check_rows_whole(launch: Launch) -> None:
+    """Refuse a strategy that cuts embeddings, for those of which some rows are trained.
+
+    Raises:
+        AttributeProblem: it is such a one.
+    """
+    if launch.strategy == "fsdp":
+        raise AttributeProblem("launch", _ROWS, _ROWS_FIX)
+
+
+def require_rows_whole(launch: Launch | None, adapter: Path) -> None:
+    """Refuse the same for an adapter that is continued.
+
+    Raises:
+        RuleError: E0952.
+    """
+    if launch is None or launch.strategy != "fsdp":
+        return
+    path = adapter / "adapter_config.json"
+    if path.exists() and json.loads(path.read_bytes()).get("trainable_token_indices"):
+        raise RuleError(_ROWS, code="E0952", where=Place(path=path.name), fix=_ROWS_FIX)
+
+
 class Started(Protocol):
     """A training that is ready to be started."""
 
