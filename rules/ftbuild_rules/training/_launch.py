@@ -199,8 +199,9 @@ def _run(ctx: Context, launch: Launch, folder: Path, *, threads: int) -> None:
         nproc_per_node=launch.processes,
         run_id="launch",
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
+        # Not by name: in a sandbox there is no file that says what `localhost` is.
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
         max_restarts=0,
         shutdown_timeout=1,  # seconds that the others have once one failed; nothing to save then
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
