@@ -6,7 +6,8 @@ Three tables, all against a real nginx with WebDAV on loopback or a folder on th
 
 - second: a colleague's first `make` of a model that is in the remote store, beside `curl` (or `cp`)
   of as many bytes in one file from the same server, in turn, neither made durable; the median
-  counts. Start-up is `plan` in such a checkout. One row is over a link of 1 Gbit/s
+  counts. `verified` is that copy and then its SHA-256 by `openssl`: as much as `make` knows of what
+  it fetched. Start-up is `plan` in such a checkout. Two rows are over links as slow as a network
 - sent: after a merge that touched a part of the weights, and after an edit of one row, the bytes
   that changed, and those that each tool sends or stores anew: `ftbuild`, restic and borg (as
   their repositories grow), DVC (as its remote grows), and a plain sync of changed files
@@ -133,8 +134,9 @@ def main() -> None:
 
 
 def second(work: Path, options: argparse.Namespace) -> None:
-    print("\n| server | plain copy, s | ftbuild make, s | of it start-up, s | |")
-    print("|---|---|---|---|---|")
+    titles = "copy, s | verified, s | ftbuild make, s | of it start-up, s | / copy | / verified"
+    print(f"\n| server | {titles} |")
+    print("|---|---|---|---|---|---|---|")
     for kind in ("nginx", "s3", "folder"):
         measured(work / kind, kind, options)
     if os.geteuid() == 0 and shutil.which("tc"):
@@ -147,9 +149,11 @@ def second(work: Path, options: argparse.Namespace) -> None:
 
 def link(work: Path, options: argparse.Namespace) -> None:
     subprocess.run("ip link set lo up", shell=True, check=True)
-    shape = "tc qdisc add dev lo root tbf rate 1gbit burst 256kb latency 50ms"
-    subprocess.run(shape, shell=True, check=True)
-    measured(work / "nginx", "nginx", options, name="nginx, 1 Gbit/s")
+    for gigabits in (1, 2.5):
+        shape = f"tc qdisc replace dev lo root tbf rate {gigabits}gbit burst 512kb latency 50ms"
+        subprocess.run(shape, shell=True, check=True)
+        name = f"nginx, {gigabits} Gbit/s"
+        measured(work / f"nginx-{gigabits}", "nginx", options, name=name)
 
 
 def measured(work: Path, kind: str, options: argparse.Namespace, name: str = "") -> None:
@@ -160,11 +164,15 @@ def measured(work: Path, kind: str, options: argparse.Namespace, name: str = "")
         wanted = options.target if options.project else "all"
         output = here.root / "ftbuild-out" / wanted
         put_plain(output)
-        plain, ours, start = [], [], []
+        plain, verified, ours, start = [], [], [], []
         for number in range(ROUNDS):
             began = time.monotonic()
             fetch_plain(work / "copy")
             plain.append(time.monotonic() - began)
+            subprocess.run(
+                ["openssl", "dgst", "-sha256", work / "copy"], stdout=subprocess.DEVNULL, check=True
+            )
+            verified.append(time.monotonic() - began)
             there = Place(work / f"second-{number}", url, more)
             shutil.copytree(
                 here.root, there.root, ignore=shutil.ignore_patterns(".ftbuild", "ftbuild-out")
@@ -175,8 +183,9 @@ def measured(work: Path, kind: str, options: argparse.Namespace, name: str = "")
             ours.append(there.run("make", wanted))
             shutil.rmtree(there.root)
             shutil.rmtree(there.root.with_name(f"{there.root.name}-store"))
-    a, b, c = map(statistics.median, (plain, ours, start))
-    print(f"| {name or kind} | {a:.2f} | {b:.2f} | {c:.2f} | x {b / a:.2f} |", flush=True)
+    a, b, c, d = map(statistics.median, (plain, verified, ours, start))
+    row = f"{a:.2f} | {b:.2f} | {c:.2f} | {d:.2f} | x {c / a:.2f} | x {c / b:.2f}"
+    print(f"| {name or kind} | {row} |", flush=True)
 
 
 def first(work: Path, url: str, more: dict[str, str], options: argparse.Namespace) -> Place:

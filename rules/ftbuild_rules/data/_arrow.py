@@ -86,6 +86,13 @@ def read_table(path: Path) -> Any:
         return pa.ipc.open_file(mapped).read_all()
 
 
+def open_table(data: Any) -> Any:
+    """Return the rows of a file whose bytes are `data`; nothing is copied."""
+    import pyarrow as pa
+
+    return pa.ipc.open_file(pa.BufferReader(pa.py_buffer(data))).read_all()
+
+
 def read_rows(directory: Path, *, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the rows of all shards of an artifact in their order."""
     for path in shard_paths(directory):
