@@ -73,7 +73,7 @@ def test_a_page_shows_each_step_down_to_the_sources(built: Toy) -> None:
     page = Outside(done.stdout)
     assert page.found == []
     assert page.headings == [
-        "shout",
+        "toy",
         "When each ran",
         "Step by step",
         *("shout", "calm", "lines"),
