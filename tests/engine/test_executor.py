@@ -50,18 +50,21 @@ def trouble(space: Space, how: str, **settings: object) -> Finished:
 # -- objects of the store that are not as they should be
 
 
+@pytest.mark.fault("30", "writing through an output")
 def test_tampered_small_output_is_repaired_without_running(chain: Space) -> None:
     damage(chain.output("third") / "f", b"HELL!")
     assert chain.make() == []
     assert chain.text("third", "f") == "HELLO\nHELLO\n"
 
 
+@pytest.mark.fault("30", "writing through an output")
 def test_tampered_intermediate_is_repaired_without_running(chain: Space) -> None:
     damage(chain.output("first") / "f", b"jello")
     assert chain.make() == []
     assert chain.text("first", "f") == "hello\n"
 
 
+@pytest.mark.fault("30", "writing through an output")
 def test_tampered_large_output_is_noticed_and_built_again(space: Space) -> None:
     """It is a hard link to its blob, so the blob has the wrong bytes too."""
     space.manifest(CHAIN)

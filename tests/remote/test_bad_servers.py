@@ -339,6 +339,7 @@ def test_tls_is_verified(tmp_path: Path, right: tuple[Checkout, dict[str, bytes]
         assert "cannot be used (TLS failed: " in warning
 
 
+@pytest.mark.fault("45", "nginx that takes nothing above 10 kB")
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 def test_nginx_that_only_reads_and_one_that_takes_nothing_large(tmp_path: Path) -> None:
     with nginx(tmp_path / "nginx") as full:
