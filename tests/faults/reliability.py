@@ -110,8 +110,8 @@ LEFT = """
   that do so are refused.
 - **An object above what a server takes at once (5 GB for S3).** There is none: no object is longer
   than a chunk, 4 MiB at most.
-- **Archives unpacked to disk.** None is. An artifact is a list of files with their digests; rows are
-  read from within an archive.
+- **Archives unpacked to disk.** None is. An artifact is a list of files with their digests; rows
+  are read from within an archive.
 - **A weak hash.** SHA-256 is the only one that decides what something is.
 - **A rule from a package that took another's name.** A project's rules are its own files and the
   packages that it installs; what is installed is for the installer's lock (`uv.lock`, hashes) to

@@ -1,4 +1,4 @@
-"""A full disk under `push` and `pull`: nothing half is taken for whole, and a second try ends it."""
+"""A full disk under `push` and `pull`: nothing half counts as whole, and a second try ends it."""
 
 import shutil
 from dataclasses import dataclass, field
