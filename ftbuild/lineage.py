@@ -17,7 +17,7 @@ from ftbuild.digest import Digest, canonical_json
 from ftbuild.graph import Edge, Target
 from ftbuild.lockfile import Lock
 from ftbuild.signing import Signer
-from ftbuild.sources.resolver import addresses_of
+from ftbuild.sources.addresses import addresses_of
 from ftbuild.store.actions import Record
 
 if TYPE_CHECKING:

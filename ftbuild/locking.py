@@ -9,7 +9,7 @@ from ftbuild.action import Describer
 from ftbuild.errors import DifferenceError, UsageError
 from ftbuild.graph import Graph, Target, pins_of
 from ftbuild.lockfile import NAME, Lock, installed_version
-from ftbuild.sources.resolver import addresses_of
+from ftbuild.sources.addresses import addresses_of
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ def completed(lock: Lock, closure: Sequence[Target], describer: Describer) -> Lo
             lock = lock.with_toolchain(name, toolchain.resolved(name, facts.toolchain))
     targets = {target.label: target for target in closure}
     for spec, part in list(describer.resolver.unlocked(targets, describer.graph.rules)):
-        lock = lock.with_source(spec, describer.resolver.pin(spec, part))
+        lock = lock.with_source(spec, describer.resolver.upstream.pin(spec, part))
     return lock
 
 

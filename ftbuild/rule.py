@@ -165,6 +165,7 @@ class Context(Protocol):
         pieces: Iterable[Piece],
         *,
         of: str | tuple[str, ...],
+        siblings: Callable[[list[Fragment]], None] | None = None,
     ) -> list[Fragment]:
         """Run `function(piece, out)` for each piece that no earlier build has done.
 
@@ -173,6 +174,11 @@ class Context(Protocol):
         name: whatever else matters to the action is in it by construction. So `function` may
         read the piece's payload and any other input, never the rest of `of`. Pieces run in
         parallel, in processes forked from this one; each is kept as soon as it is done.
+
+        Where pieces are missing, `siblings` is called before they run with fragments that earlier
+        builds made of other pieces, all else in their keys the same, the latest first: `function`
+        may take over what it finds there. They may be few or none, so what it writes must not
+        depend on them.
         """
 
     def once(self, function: Callable[[Path], Any], name: str, *, of: str) -> Path:

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftbuild import __version__, toolchain
-from ftbuild.action import Action, Output
+from ftbuild.action import Action
+from ftbuild.brief import Ready, plain_inputs, rule_files, trust_of_workers
+from ftbuild.curves import Curves
 from ftbuild.desk import Desk
 from ftbuild.digest import Digest, canonical_json
 from ftbuild.errors import ActionError, Problem, problems_from
 from ftbuild.failures import Failed, died, failed
-from ftbuild.graph import Edge, RuleFacts, pins_of
+from ftbuild.graph import RuleFacts, pins_of
 from ftbuild.history import log_of_failure
 from ftbuild.kinds import KINDS_BY_NAME, missing_files
 from ftbuild.lockfile import Lock, check_environment
@@ -26,19 +28,15 @@ from ftbuild.redaction import Redactor, of_environment
 from ftbuild.registry import load_rule
 from ftbuild.rows import MAX_BYTES
 from ftbuild.sandbox import NETWORK_TAG, Sandbox, View
-from ftbuild.sources.resolver import Resolved, Resolver
+from ftbuild.sources.resolver import Resolver
 from ftbuild.store.actions import Record
 from ftbuild.store.store import Store
 from ftbuild.store.trees import Tree
-from ftbuild.store.trust import Trust
 from ftbuild.toolchain import Toolchains
 from ftbuild.workers import Exit, Workers
 
 if TYPE_CHECKING:
     from ftbuild.rule import Rule
-
-Ready = Mapping[tuple[str, str | None], tuple[Output, Tree, Path]]
-"""The inputs of an action, laid out, by target and part."""
 
 _HOST = socket.gethostname()
 _PYTHON = ".".join(map(str, sys.version_info[:3]))
@@ -149,6 +147,7 @@ class _Run:
         self.result: dict[str, Any] = {"adopted": {}, "facts": {}, "fragments": None}
         self.problems: tuple[Problem, ...] = ()
         self.warnings: list[str] = []
+        self.curves = Curves()
         self.published: list[Digest] = []
         """Keys of the fragments that the worker recorded, where they are to be signed."""
 
@@ -182,6 +181,7 @@ class _Run:
             "max_rss_bytes": end.max_rss_bytes,
             "is_reproducible": self.action.facts.is_reproducible,
             "facts": self.secrets.value(facts) if facts else {},
+            "curves": self.curves.to_plain(),
             "warnings": self.warnings,
             "log": log_digest,
             "sources": snapshots,
@@ -248,7 +248,7 @@ class _Run:
             "store": str(runner.store.root),
             "statcache": str(runner.statcache),
             "known": self._linkable(),
-            "trust": _trust_of_workers(runner.store.trust),
+            "trust": trust_of_workers(runner.store.trust),
         }
         view = self._view()
         if view is not None and view.sandbox.bwrap is None:
@@ -292,6 +292,8 @@ class _Run:
             self.warnings.append(told)
             self.on_event({"warning": told})
         else:
+            if "progress" in event:
+                self.curves.note(event["progress"]["step"], event["progress"]["metrics"])
             self.on_event(event)
 
     def _view(self) -> View | None:
@@ -307,7 +309,7 @@ class _Run:
             reads.append(self.desk.sources)
         writes = [str(self.out), self.desk.work]
         if action.facts.runs == "worker":
-            reads += [self.desk.document, *_rule_files(runner.root, action.facts)]
+            reads += [self.desk.document, *rule_files(runner.root, action.facts)]
             if self.python is not None:
                 reads.append(str(self.python.parents[1]))
             # Fragments are found in the store and put there, so such a rule sees all of it.
@@ -322,34 +324,10 @@ class _Run:
         )
 
     def _plain_inputs(self) -> dict[str, Any]:
-        """Return the values of the rule's inputs, sources laid out privately, as plain data."""
-        plain: dict[str, Any] = {}
-        for edge in self.action.target.edges:
-            output, tree, path = self.inputs[slot_of(edge)]
-            value = {"artifact": [output.kind, str(path), tree.digest, edge.label]}
-            if edge.place is None:
-                plain[edge.field] = value
-            elif isinstance(edge.place, int):
-                plain.setdefault(edge.field, {"list": []})["list"].append(value)
-            else:
-                plain.setdefault(edge.field, {"table": {}})["table"][edge.place] = value
-        for name, found in self.action.sources.items():
-            if isinstance(found, dict):
-                table = {k: self._plain_source(v, f"{name}/{k}") for k, v in found.items()}
-                is_list = "table" not in self.action.target.sources[name]
-                plain[name] = {"list": [*table.values()]} if is_list else {"table": table}
-            else:
-                plain[name] = self._plain_source(found, name)
-        for name, variable in self.action.target.variables:
-            given = {"variable": [variable, self.runner.environment.get(variable)]}
-            plain.setdefault(name, {"list": []})["list"].append(given)
-        return plain
-
-    def _plain_source(self, source: Resolved, folder: str) -> dict[str, Any]:
-        files = self.runner.resolver.materialise(source, f"{self.desk.sources}/{folder}")
-        if source.function is not None:
-            return {"function": [files[0][0], source.function, source.spec]}
-        return {"source": files, "spec": str(source.spec)}
+        runner = self.runner
+        return plain_inputs(
+            self.action, self.inputs, runner.resolver, runner.environment, self.desk.sources
+        )
 
     def _linkable(self) -> dict[str, dict[str, Digest]]:
         return {
@@ -393,34 +371,6 @@ class _Run:
         if runner.sandbox is not None:
             problems = tuple(replace(p, why=p.why or _IN_SANDBOX) for p in problems)
         return failed(problems, self.desk.log, kept, str(runner.store.root))
-
-
-def _trust_of_workers(trust: Trust) -> dict[str, Any] | None:
-    """Return whose fragments a worker may believe, as plain data; None if everybody's."""
-    if trust.signer is None and not trust.is_required and not trust.trusted:
-        return None
-    own = [] if trust.signer is None else [trust.signer.public]
-    return {
-        "project": trust.project,
-        "trusted": [*trust.trusted, *own],
-        "is_required": trust.is_required,
-    }
-
-
-def slot_of(edge: Edge) -> tuple[str, str | None]:
-    """Return by what an action finds an input: the target that made it, and which part of it."""
-    return edge.label, edge.part
-
-
-def _rule_files(root: Path, facts: RuleFacts) -> list[str]:
-    """Return the files of the workspace that a rule of its own consists of."""
-    from ftbuild.rulefile import PRIVATE
-    from ftbuild.rulesource import source_digest
-
-    if not facts.module.startswith(PRIVATE):
-        return []
-    files = source_digest(root / facts.file, root)[1]
-    return [str(root / path.relative_to(root.resolve())) for path in files]
 
 
 def _devices(gpus: tuple[str, ...]) -> dict[str, str]:

@@ -55,11 +55,15 @@ class RecordingContext:
         pieces: Iterable[Piece],
         *,
         of: str | tuple[str, ...],
+        siblings: Callable[[list[Fragment]], None] | None = None,
     ) -> list[Fragment]:
         """Run the pieces here, in their order; a piece known to `memo` is not run again."""
         results = []
+        family = hash_value([of, function.__qualname__])
+        if siblings is not None:
+            siblings([kept for key, kept in self.memo.items() if key.startswith(family)][::-1])
         for piece in pieces:
-            key = hash_value([of, function.__qualname__, piece.identity])
+            key = f"{family} {hash_value(piece.identity)}"
             if key in self.memo:
                 kept = self.memo[key]
                 results.append(Fragment(kept.path, kept.value, was_built=False))

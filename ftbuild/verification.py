@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ftbuild import events, sandbox, slots, viewing
 from ftbuild.action import Action, Output
+from ftbuild.brief import slot_of
 from ftbuild.build import SHELL, sandbox_of, toolchains_of, worker_environment
 from ftbuild.errors import FtbuildError, MachineError
 from ftbuild.failures import Failed
 from ftbuild.graph import Target
 from ftbuild.registry import Registry
-from ftbuild.run import Done, Runner, slot_of
+from ftbuild.run import Done, Runner
 from ftbuild.store.actions import Record
 from ftbuild.store.blobs import MissingBlob
 from ftbuild.store.statcache import StatCache

@@ -15,6 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -91,6 +92,12 @@ def _input(plain: Any) -> Any:
         return Function(Path(path), name, spec)
     name, value = plain["variable"]
     return Variable(name, value)
+
+
+_MOST_SIBLINGS = 4
+"""Of the latest fragments of one function, so many for each of the pieces now."""
+_MOST_LOOKED_AT = 64
+"""And so many for each missing piece: to look at one takes some thousandth of making one."""
 
 
 class _Kept(NamedTuple):
@@ -211,6 +218,7 @@ class WorkerContext:
         pieces: Iterable[Piece],
         *,
         of: str | tuple[str, ...],
+        siblings: Callable[[list[Fragment]], None] | None = None,
     ) -> list[Fragment]:
         """Run `function(piece, out)` for each piece that no earlier build has done."""
         todo = list(pieces)
@@ -229,10 +237,14 @@ class WorkerContext:
         self._fragments[0] += len(todo)
         self._fragments[1] += len(missing)
         done = len(todo) - len(missing)
+        if siblings is not None and missing:
+            siblings(self._siblings(documents[0], len(todo), len(missing)))
         for i, tree, value, verified in self._run_pieces(function, todo, missing):
             store.learn(verified)
             record = Record(digests[i], tree, value, documents[i], {})
             store.publish(record)
+            if siblings is not None:
+                store.note_siblings(_family(record.document), [record.key])
             if self._document["trust"]:
                 self._say(published=record.key)
             found[record.key] = _Kept(tree, value)
@@ -240,6 +252,26 @@ class WorkerContext:
             self.progress(done, len(todo))
         built = {digests[i] for i in missing}
         return [self._fragment(found[key], key in built) for key in digests]
+
+    def _siblings(self, document: keys.Document, total: int, missing: int) -> list[Fragment]:
+        """Return fragments that differ from that of `document` in their piece alone.
+
+        So many are looked for that it takes no longer than a part of what they may save.
+        """
+        from ftbuild.store.blobs import MissingBlob
+
+        store, family = self._open_store(), keys.family_document(document)
+        room = min(_MOST_SIBLINGS * total, _MOST_LOOKED_AT * missing)
+        made: list[Fragment] = []
+        for key in store.siblings(_family(document)):
+            if len(made) == room:
+                break
+            record = store.find(key)
+            if record is None or not _is_of(record, family):
+                continue
+            with suppress(MissingBlob):  # then its piece is made again where it is needed
+                made.append(self._fragment(_Kept.of(record), was_built=False))
+        return made
 
     def _fragment(self, kept: "_Kept | None", was_built: bool) -> Fragment:
         assert kept is not None
@@ -306,6 +338,14 @@ def _run_piece(
     out = store.workspace()
     value = function(piece, out)
     return store.put_tree(out), value, store.take_verified()
+
+
+def _is_of(record: Record, family: keys.Document) -> bool:
+    return "fragment" in record.document and keys.family_document(record.document) == family
+
+
+def _family(document: keys.Document) -> Digest:
+    return keys.action_key(keys.family_document(document))
 
 
 def artifact_from(plain: list[str]) -> Artifact:

@@ -35,7 +35,7 @@ sources.*
 action history plan locking
 events slots
 guard sandbox worker warm workers
-desk failures fetching
+desk failures fetching brief curves
 run
 acting frontier tally
 executor

@@ -28,6 +28,7 @@ COMMANDS = {
     "keys": "make the key pair with which records are signed",
     "log": "print the log of a target's last run",
     "provenance": "tell what an artifact follows from, down to its sources",
+    "report": "print one HTML page about a target: graph, curves, samples, lineage",
     "path": "print the directory of a target's artifact",
     "init": "start a project in this folder",
     "import": "start a project from a configuration of Axolotl or LLaMA-Factory",

@@ -1,8 +1,9 @@
-"""A `View` as one HTML page that needs nothing else: no script, no address, no font."""
+"""HTML pages that need nothing else: no script, no address, no font."""
 
+from collections.abc import Iterable
 from html import escape
 
-from ftbuild.cli.terminal import visible
+from ftbuild.cli.terminal import Line, visible
 from ftbuild.view import View
 
 _HEAD = """\
@@ -30,16 +31,25 @@ pre {{ font: 14px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-w
   .cyan {{ color: #76e3ea; }}
   .magenta {{ color: #d2a8ff; }}
 }}
-</style>
+{style}</style>
 <h1>{title}</h1>
-<pre>
 """
 
 
 def page(view: View, title: str) -> str:
-    """Return the lines of a view as a page; a style is a class of the same name."""
-    lines = ("".join(_span(span.text, span.style) for span in line) for line in view.lines)
-    return _HEAD.format(title=escape(visible(title))) + "\n".join(lines) + "\n</pre>\n</html>\n"
+    """Return the lines of a view as a page."""
+    return document(title, f"{listing(view.lines)}\n")
+
+
+def document(title: str, body: str, style: str = "") -> str:
+    """Return a page with `body` below its title, and rules of style beside the common ones."""
+    return f"{_HEAD.format(title=escape(visible(title)), style=style)}{body}</html>\n"
+
+
+def listing(lines: Iterable[Line]) -> str:
+    """Return lines as a block; a style is a class of the same name."""
+    shown = ("".join(_span(span.text, span.style) for span in line) for line in lines)
+    return "<pre>\n" + "\n".join(shown) + "\n</pre>"
 
 
 def _span(text: str, style: str) -> str:

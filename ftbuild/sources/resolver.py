@@ -2,23 +2,23 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ftbuild import localfiles, queries, rulesource
+from ftbuild import queries, rulesource
 from ftbuild.digest import Digest, hash_value
-from ftbuild.errors import CorruptError, DifferenceError, FtbuildError, MachineError
+from ftbuild.errors import DifferenceError, FtbuildError, MachineError
 from ftbuild.graph import RuleFacts, Target
 from ftbuild.kinds import Part
-from ftbuild.lockfile import Lock, Pin, PinnedFile
-from ftbuild.sources import local, pypi
+from ftbuild.lockfile import Lock
+from ftbuild.sources import local
+from ftbuild.sources.addresses import addresses, name_for_people, scheme, specs_of
+from ftbuild.sources.upstream import Upstream
 from ftbuild.store.actions import Record
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
 
-_REMOTE = frozenset({*localfiles.SCHEMES, "sql"})
 _QUERY_FORMAT = 1
 
 
@@ -55,36 +55,6 @@ class Unlocked(DifferenceError):
         self.spec = spec
 
 
-def scheme(spec: object) -> str | None:
-    """Return the scheme of a remote source's address, or None for a local one."""
-    if not isinstance(spec, str):
-        return None
-    head, colon, _ = spec.partition(":")
-    return head if colon and (head in _REMOTE or localfiles.is_bucket(spec)) else None
-
-
-def addresses(spec: Any) -> list[str]:
-    """Return by what the lock knows the remote ones among the sources that `spec` names."""
-    if isinstance(spec, list):
-        return [address for one in spec for address in addresses(one)]
-    if isinstance(spec, dict):
-        return [] if queries.is_sqlite(spec) else [queries.address(spec)]
-    return [spec] if scheme(spec) else []
-
-
-def addresses_of(target: Target) -> list[str]:
-    """Return by what the lock knows the remote sources of a target."""
-    return [address for _, spec in _specs(target) for address in addresses(spec)]
-
-
-def _specs(target: Target) -> Iterator[tuple[str, Any]]:
-    """Yield field and spec of each source that is no function."""
-    for name, shape in target.sources.items():
-        if shape.keys().isdisjoint(("function", "functions")):
-            [given] = shape.values()
-            yield name, list(given.values()) if "table" in shape else given
-
-
 @dataclass
 class Resolver:
     """Looks sources up; one for a build, since it remembers what it looked at."""
@@ -103,6 +73,11 @@ class Resolver:
     """Folders whose listings decided what the sources are."""
     _databases: set[str] = field(default_factory=set)
     """SQLite files whose rows are sources."""
+
+    @property
+    def upstream(self) -> Upstream:
+        """What brings remote sources; of the lock as it is now."""
+        return Upstream(self.root, self.store, self.lock, self.environment, self.is_offline)
 
     def sources(self, target: Target, facts: RuleFacts) -> dict[str, Any]:
         """Return the target's sources by field: a `Resolved`, or a table of them.
@@ -258,30 +233,11 @@ class Resolver:
         """Yield the remote sources of `targets` that the lock does not hold."""
         seen = set()
         for target in targets.values():
-            for name, specs in _specs(target):
+            for name, specs in specs_of(target):
                 for spec in addresses(specs):
                     if spec not in self.lock.sources and spec not in seen:
                         seen.add(spec)
                         yield spec, _part(rules[target.rule], name)
-
-    def pin(self, spec: str, part: Part | None) -> Pin:
-        """Ask the world what `spec` is.
-
-        Raises:
-            MachineError: the build is offline, or the world does not answer.
-        """
-        self._needs_network(spec)
-        # Start-up is for builds with nothing to fetch: what speaks HTTP is imported on request.
-        if scheme(spec) == "hf":
-            from ftbuild.sources import hub
-
-            return hub.resolve(spec, part, self._room, self._keep)
-        if scheme(spec) in ("http", "https"):
-            from ftbuild.sources import web
-
-            return web.resolve(spec, self._room, self._keep)
-        with self._workspace() as directory:
-            return self._fetch_all(spec, directory)
 
     def materialise(self, source: Resolved, directory: str) -> list[tuple[str, str, Digest, str]]:
         """Lay `source` out as links below `directory`, with nothing else there.
@@ -296,86 +252,9 @@ class Resolver:
         for relative, digest, where, name in source.files:
             path = os.path.join(directory, relative)
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            os.symlink(where or self._remote(name, digest), path)
-            files.append((path, relative, digest, _name_for_people(name, relative)))
+            os.symlink(where or self.upstream.bring(name, digest), path)
+            files.append((path, relative, digest, name_for_people(name, relative)))
         return files
-
-    def _remote(self, spec: str, digest: Digest) -> Path:
-        """Return the blob of a remote file, fetched if need be."""
-        if not self.store.has_blob(digest):
-            self._needs_network(spec)
-            why = f"a file of it should have the sha256 {digest}"
-            if scheme(spec) in ("hf", "http", "https"):
-                why = self._download(spec, digest) or why
-            else:
-                with self._workspace() as directory:
-                    self._fetch_all(spec, directory)
-            if not self.store.has_blob(digest):
-                raise CorruptError(
-                    f"`{spec}` is not what the lock says",
-                    why=why,
-                    code="E0602",
-                    fix="if the change upstream is meant: `ftbuild lock --upgrade "
-                    f"'{spec}'`, and `ftbuild plan` shows what that makes stale",
-                )
-        return self.store.blob_path(digest)
-
-    def _download(self, spec: str, digest: Digest) -> str | None:
-        """Bring a file of the lock into the store; return in what the one that comes differs."""
-        from ftbuild.sources import hub, web
-        from ftbuild.sources.download import Different
-
-        pin = self.lock.sources[spec]
-        file = next(f for f in pin.files if f.sha256 == digest)
-        fetch = hub.fetch if scheme(spec) == "hf" else web.fetch
-        with self._room(digest) as folder:
-            try:
-                if not self.store.has_blob(digest):  # another may have brought it meanwhile
-                    self._keep(fetch(spec, pin, file, folder))
-            except Different as e:
-                return str(e)
-        return None
-
-    def _fetch_all(self, spec: str, directory: Path) -> Pin:
-        """Fetch all files of a source of which no single one can be had."""
-        kind = scheme(spec)
-        if kind == "pypi":
-            return pypi.fetch(spec, directory, self._keep)
-        if kind == "sql":
-            return self._ask(spec, directory)
-        from ftbuild.sources import bucket
-
-        return bucket.fetch(spec, directory, self._keep)
-
-    def _ask(self, spec: str, directory: Path) -> Pin:
-        from ftbuild.sources import sql
-
-        rows = directory / sql.NAME
-        sql.fetch(queries.table_of(spec), self.environment, self.root, rows)
-        size = rows.stat().st_size
-        return Pin((PinnedFile(sql.NAME, size, self._keep(rows)),))
-
-    def _keep(self, path: Path) -> Digest:
-        return self.store.put_file(path)
-
-    def _needs_network(self, spec: str) -> None:
-        if self.is_offline:
-            raise MachineError(
-                f"`{spec}` is not in the store, and `--offline` forbids to fetch it",
-                code="E0430",
-                fix="run once without --offline",
-            )
-
-    @contextmanager
-    def _room(self, known_by: str) -> Iterator[Path]:
-        """Give the folder in which one file is brought; what came of it survives a failure."""
-        key = hash_value({"download": known_by})
-        with self.store.lease(key):
-            yield self.store.scratch(key)
-            self.store.drop_scratch(key)
-
-    def _workspace(self) -> "_Workspace":
-        return _Workspace(self.store)
 
     def is_unchanged(self, source: Resolved) -> bool:
         """Say whether the local files still have the content by which they are in a key."""
@@ -402,25 +281,6 @@ class _Named:
     text: str
 
 
-def _name_for_people(name: str, relative: str) -> str:
-    if scheme(name) == "sql":
-        return queries.shown(queries.table_of(name))
-    is_alone = scheme(name) is None or relative.startswith("file.")
-    return name if is_alone else f"{name}/{relative}"
-
-
 def _part(facts: RuleFacts, name: str) -> Part | None:
     patterns = facts.parts.get(name)
     return Part(name, tuple(patterns)) if patterns else None
-
-
-class _Workspace:
-    def __init__(self, store: Store) -> None:
-        self.store = store
-
-    def __enter__(self) -> Path:
-        self.path = self.store.workspace()
-        return self.path
-
-    def __exit__(self, *_: object) -> None:
-        self.store.forget(self.path)

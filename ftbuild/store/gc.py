@@ -110,6 +110,8 @@ def collect(layout: Layout, policy: Policy, own: str | None) -> Collected:
     others += [k for k in _loose(layout, "known", now) if k.age_s > old and k.name not in in_use]
     left = blobs.keys() - {blob.name for blob in lost_blobs}
     others += [c for c in _loose(layout, "chunks", now) if c.name not in left]
+    listed = [s for s in _loose(layout, "siblings", now) if s.age_s > old]
+    others += [s for s in listed if not _keys_in(s.path) & kept.records]
     if not policy.dry_run:
         _remove_records(layout, lost_records)
         for thing in (*lost_trees, *lost_blobs, *others):
@@ -210,8 +212,13 @@ def _others(layout: Layout, now: float, own: str | None) -> Iterator[_Thing]:
             yield _Thing(entry.name, entry.path, _own_size(entry.path), age_s)
 
 
+def _keys_in(path: str) -> set[str]:
+    """Return the keys that a list of siblings holds, and what else stands there."""
+    return set(disk.read(path).decode("ascii", "replace").split())
+
+
 def _loose(layout: Layout, folder: str, now: float) -> Iterator[_Thing]:
-    """Yield records whose bytes are elsewhere, or chunk lists, with the time since their use."""
+    """Yield what is no object, two levels below a folder, with the time since its use."""
     for path in _files(layout.folder(folder)):
         stat = os.lstat(path)
         yield _Thing(os.path.basename(path), path, stat.st_size, now - stat.st_mtime)

@@ -6,6 +6,7 @@
     ROOT/v1/actions/ab/<key>.json       records: their existence means the action is done
     ROOT/v1/known/ab/<key>.json         records whose bytes a remote store has
     ROOT/v1/chunks/ab/<sha256>          what a blob is cut into on its way to a remote store
+    ROOT/v1/siblings/ab/<digest>        keys of fragments that one function made of pieces
     ROOT/v1/pending/<process>/<key>.json   records whose bytes are not on the disk yet
     ROOT/v1/tmp/<process>/…             unfinished files of one process
     ROOT/v1/partial/<sha256>            beginnings of large files whose fetch was broken off
@@ -33,6 +34,7 @@ _FOLDERS = (
     "actions",
     "known",
     "chunks",
+    "siblings",
     "pending",
     "tmp",
     "partial",
@@ -69,6 +71,10 @@ class Layout:
     def chunk_list(self, digest: Digest) -> str:
         """Return where the chunk list of a blob is, or would be."""
         return f"{self.base}/chunks/{digest[:2]}/{digest}"
+
+    def siblings(self, family: Digest) -> str:
+        """Return where the keys of all fragments of a family are, or would be."""
+        return f"{self.base}/siblings/{family[:2]}/{family}"
 
     def partial(self, digest: Digest) -> str:
         """Return where the beginning of a large file is, or would be."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from ftbuild.digest import Digest
 from ftbuild.errors import MachineError, Place
-from ftbuild.store import chunklists, disk, leases, partial, recovery, roots, session
+from ftbuild.store import chunklists, disk, leases, partial, recovery, roots, session, siblings
 from ftbuild.store.actions import Record
 from ftbuild.store.blobs import Blobs
 from ftbuild.store.checkout import Checkout
@@ -219,6 +219,14 @@ class Store:
     def drop_chunk_list(self, digest: Digest) -> None:
         """Forget it: it is wrong."""
         chunklists.drop(self._layout, digest)
+
+    def siblings(self, family: Digest) -> list[Digest]:
+        """Return the keys that `note_siblings` noted, the latest first: a hint, not verified."""
+        return siblings.read(self._layout, family)
+
+    def note_siblings(self, family: Digest, keys: Iterable[Digest]) -> None:
+        """Note that these are keys of fragments of one family."""
+        siblings.note(self._layout, family, keys, self._fresh())
 
     def has_bytes(self, record: Record) -> bool:
         """Say whether each file of a record is there, by its size."""

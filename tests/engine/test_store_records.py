@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from faults.fault_report import report
 from ftbuild.digest import Digest
 from ftbuild.errors import MachineError
-from ftbuild.store import actions
+from ftbuild.store import actions, siblings
 from ftbuild.store.actions import DamagedRecord, Record, decode, encode
 from ftbuild.store.statcache import StatCache
 from ftbuild.store.store import Store
@@ -215,6 +215,7 @@ def test_use_of_a_record_shows_in_its_mtime_once_an_hour(tmp_path: Path) -> None
         assert path.stat().st_mtime == pytest.approx(time.time(), abs=60)
 
 
+@pytest.mark.fault("15", "a store of a newer format")
 def test_newer_format_is_refused_with_a_hint(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         build(store, "a", {"out": b"1"})
@@ -300,3 +301,23 @@ def test_provenance_and_document_come_back(tmp_path: Path) -> None:
             {"rule": "toy", "name": "a"},
             {"seconds": 1.5},
         )
+
+
+def test_siblings_are_listed_once_the_latest_first(tmp_path: Path) -> None:
+    family = key_of("family")
+    with open_store(tmp_path) as store:
+        assert store.siblings(family) == []
+        store.note_siblings(family, [key_of(1), key_of(2)])
+        store.note_siblings(family, [key_of(3), key_of(1)])
+        assert store.siblings(family) == [key_of(1), key_of(3), key_of(2)]
+        assert store.siblings(key_of("other")) == []
+
+
+def test_long_list_of_siblings_loses_its_older_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(siblings, "MAX_KEYS", 10)
+    with open_store(tmp_path) as store:
+        for number in range(11):
+            store.note_siblings(key_of("family"), [key_of(number)])
+        assert store.siblings(key_of("family")) == [key_of(n) for n in (10, 9, 8, 7, 6)]

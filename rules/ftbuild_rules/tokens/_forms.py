@@ -30,7 +30,7 @@ MASKS = ("train_on", "last_turn_only", "train_on_reasoning", "train_on_tool_call
 STEPS = ("step_separator", "train_on_last_step_only")
 _ALL_MASKS = (*MASKS, "train_on_inputs")
 
-Make = Callable[[Task, Sequence[tuple[int, dict[str, Any]]], Tally], Iterator[Any]]
+Make = Callable[[Task, Sequence[tuple[int, dict[str, Any]]], Tally], Iterator[tuple[int, Any]]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TokenForm:
     """As `tokens.json` says it."""
     columns: tuple[str, ...]
     make: Make
-    """Yields a value for each column, row by row."""
+    """Yields a row's number and a value for each column, row by row, in their order."""
     uses_template: bool
     unused: tuple[str, ...]
     """Attributes that mean nothing for these rows."""

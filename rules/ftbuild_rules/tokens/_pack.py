@@ -9,6 +9,7 @@ a trainer that attends across that border trains on something else than this.
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 from ftbuild_rules.tokens._masks import MASKED
@@ -18,13 +19,23 @@ Row = tuple[Any, Any]
 PackedRow = tuple[Any, Any, list[int]]
 
 
-def pack(rows: Sequence[Row], packing: Packing, max_length: int) -> list[PackedRow]:
-    """Return the rows, each of ids and labels, packed into rows of at most `max_length` tokens."""
+def pack(
+    rows: Sequence[Row], packing: Packing, max_length: int
+) -> tuple[list[PackedRow], list[int | None]]:
+    """Return the rows, each of ids and labels, packed into rows of at most `max_length` tokens.
+
+    With it, of each row, which of the documents it is of that the packed ones hold one after
+    another; None of one that is not whole in any.
+    """
     if packing == "wrapped":
         return _wrapped(rows, max_length)
     lengths = [len(ids) for ids, _ in rows]
-    bins = (best_fit if packing == "bfd" else first_fit)(lengths, max_length)
-    return [_joined(rows[place] for place in sorted(places)) for places in sorted(bins, key=min)]
+    found = (best_fit if packing == "bfd" else first_fit)(lengths, max_length)
+    bins = [sorted(places) for places in sorted(found, key=min)]
+    numbers: list[int | None] = [None] * len(rows)
+    for number, place in enumerate(chain.from_iterable(bins)):
+        numbers[place] = number
+    return [_joined(rows[place] for place in places) for places in bins], numbers
 
 
 def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
@@ -74,19 +85,23 @@ def _joined(rows: Iterable[Row]) -> PackedRow:
     return ids, labels, sizes
 
 
-def _wrapped(rows: Sequence[Row], max_length: int) -> list[PackedRow]:
+def _wrapped(rows: Sequence[Row], max_length: int) -> tuple[list[PackedRow], list[int | None]]:
     """Return the rows one after another, cut wherever `max_length` is full."""
     packed: list[PackedRow] = []
+    numbers: list[int | None] = []
+    documents = 0
     pending: list[Row] = []
     room = max_length
     for ids, labels in rows:
         at = 0
+        numbers.append(documents if 0 < len(ids) <= room else None)
         while at < len(ids):
             piece = ids[at : at + room], labels[at : at + room]
             pending.append(piece)
             at += len(piece[0])
+            documents += 1
             room -= len(piece[0])
             if not room:
                 packed.append(_joined(pending))
                 pending, room = [], max_length
-    return [*packed, _joined(pending)] if pending else packed
+    return ([*packed, _joined(pending)] if pending else packed), numbers

@@ -27,7 +27,7 @@ _Texts = tuple[str, str, str]
 
 def preference_rows(
     task: Task, rows: Sequence[tuple[int, dict[str, Any]]], tally: Tally
-) -> Iterator[Triple]:
+) -> Iterator[tuple[int, Triple]]:
     """Yield the ids of each pair that is kept; `rows` are numbered within their shard."""
     numbers: list[int] = []
     texts: list[str] = []
@@ -46,7 +46,7 @@ def preference_rows(
         triple = _split(task, number, (prompt, chosen, rejected), tally.findings)
         kept = _fit(task, number, triple, tally)
         if kept is not None:
-            yield kept
+            yield number, kept
 
 
 def _calls(row: dict[str, Any]) -> tuple[Call, Call, Call]:

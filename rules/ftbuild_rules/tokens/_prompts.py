@@ -16,7 +16,7 @@ from ftbuild_rules.tokens._sft import Tally, Task, is_double_bos, lint_template_
 
 def prompt_rows(
     task: Task, rows: Sequence[tuple[int, dict[str, Any]]], tally: Tally
-) -> Iterator[tuple[list[int], str]]:
+) -> Iterator[tuple[int, tuple[list[int], str]]]:
     """Yield ids and metadata of each prompt that is kept; `rows` are numbered in their shard."""
     calls = [Call(row["prompt"], row["tools"], None, add_generation_prompt=True) for _, row in rows]
     results = run_calls(task, calls, [number for number, _ in rows])
@@ -34,7 +34,7 @@ def prompt_rows(
             tally.findings.add("double_bos", number)
         if len(ids) > task.max_length:
             if task.overflow == "drop":
-                tally.dropped += 1
+                tally.dropped.append(number)
                 continue
             tally.findings.add("too_long", number, f"it has {len(ids):,} tokens")
-        yield ids, row["metadata"]
+        yield number, (ids, row["metadata"])

@@ -1,7 +1,7 @@
 """Rows of conversations and texts -> `input_ids` and `labels`."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ftbuild_rules.templates._limits import Call, LimitedRenderer, LimitError, Result
@@ -47,19 +47,20 @@ class Tally:
     """What became of the rows of a shard."""
 
     findings: Findings
-    dropped: int = 0
-    truncated: int = 0
-    split: int = 0
+    dropped: list[int] = field(default_factory=list)
+    """Numbers of rows, as are those below."""
+    truncated: list[int] = field(default_factory=list)
+    split: list[int] = field(default_factory=list)
 
 
 def is_dropped(task: Task, number: int, length: int, tally: Tally) -> bool:
     """Count a row that is longer than `max_length`; False where it is to be truncated."""
     if task.overflow == "drop":
-        tally.dropped += 1
+        tally.dropped.append(number)
         return True
     if task.overflow == "error":
         tally.findings.add("too_long", number, f"it has {length:,} tokens")
-    tally.truncated += 1
+    tally.truncated.append(number)
     return False
 
 
@@ -69,7 +70,7 @@ _Row = tuple[Any, Any]
 
 def sft_rows(
     task: Task, rows: Sequence[tuple[int, dict[str, Any]]], tally: Tally
-) -> Iterator[_Row]:
+) -> Iterator[tuple[int, _Row]]:
     """Yield ids and labels of each row that is kept; `rows` are numbered within their shard."""
     import numpy
 
@@ -83,7 +84,8 @@ def sft_rows(
         elif len(pieces) > 1:
             # What is left of a long prompt teaches nothing.
             pieces = [piece for piece in pieces if _is_trainable(piece[1])]
-        yield from pieces
+        for piece in pieces:
+            yield number, piece
 
 
 def _fit(task: Task, number: int, row: _Row, tally: Tally) -> list[_Row]:
@@ -93,7 +95,7 @@ def _fit(task: Task, number: int, row: _Row, tally: Tally) -> list[_Row]:
     if task.overflow is None or len(ids) <= room:
         return [row]
     if task.overflow == "split":
-        tally.split += 1
+        tally.split.append(number)
         return [(ids[at : at + room], labels[at : at + room]) for at in range(0, len(ids), room)]
     return [] if is_dropped(task, number, len(ids), tally) else [(ids[:room], labels[:room])]
 

@@ -19,7 +19,7 @@ _Row = tuple[list[int], list[int]]
 
 def stepwise_rows(
     task: Task, rows: Sequence[tuple[int, dict[str, Any]]], tally: Tally
-) -> Iterator[_Row]:
+) -> Iterator[tuple[int, _Row]]:
     """Yield ids and labels of each solution that is kept; `rows` are numbered in their shard."""
     steps = task.steps
     texts = [text for _, row in rows for text in (row["prompt"], *row["completions"])]
@@ -46,7 +46,7 @@ def stepwise_rows(
             tally.findings.add("double_bos", number)
         kept = _fit(task, number, (ids, labels), tally)
         if kept is not None:
-            yield kept
+            yield number, kept
 
 
 def _fit(task: Task, number: int, row: _Row, tally: Tally) -> _Row | None:

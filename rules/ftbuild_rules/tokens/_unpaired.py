@@ -23,7 +23,7 @@ _Answer = tuple[list[int], list[int], bool]
 
 def unpaired_rows(
     task: Task, rows: Sequence[tuple[int, dict[str, Any]]], tally: Tally
-) -> Iterator[_Answer]:
+) -> Iterator[tuple[int, _Answer]]:
     """Yield the ids of each answer that is kept; `rows` are numbered within their shard."""
     kept: list[tuple[int, bool]] = []
     texts: list[str] = []
@@ -43,7 +43,7 @@ def unpaired_rows(
     for place, (number, label) in enumerate(kept):
         found = _fit(task, number, encoded[2 * place], encoded[2 * place + 1], tally)
         if found is not None:
-            yield (*found, label)
+            yield number, (*found, label)
 
 
 def _calls(row: dict[str, Any]) -> tuple[Call, Call]:

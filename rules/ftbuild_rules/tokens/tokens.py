@@ -1,8 +1,9 @@
 """`tokens`: a dataset and a model's tokenizer -> token ids and labels, ready to train on.
 
 Nothing is tokenized again later, so what stands here is what is trained on. Each shard of the
-dataset is a fragment of its own: an edit of one row tokenizes one shard. What the rows
-of each form become is the table in `_forms.py`.
+dataset is a fragment of its own: an edit of one row tokenizes one shard. Of a shard that is not
+known, those rows are tokenized that no other shard has had before (`_memo.py`). What the rows of
+each form become is the table in `_forms.py`.
 
 {"input_ids": [1, 4093, 198, 19556, 17, 2], "labels": [-100, -100, -100, 19556, 17, 2]}
 """
@@ -46,6 +47,8 @@ from ftbuild_rules.tokens._encoder import VOCABULARY, open_encoder, settle
 from ftbuild_rules.tokens._findings import Allowable, ShardFindings, check_findings
 from ftbuild_rules.tokens._forms import FORMS, MASKS, STEPS
 from ftbuild_rules.tokens._masks import EndOfTurn, MaskPolicy
+from ftbuild_rules.tokens._memo import NAME as ROWS
+from ftbuild_rules.tokens._memo import RowMemo
 from ftbuild_rules.tokens._other_tools import TOKENS_NAMES, TOKENS_REMEDIES
 from ftbuild_rules.tokens._pack import Packing
 from ftbuild_rules.tokens._sft import Overflow, RowLimitError, Steps, Task
@@ -209,10 +212,18 @@ def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
         steps=Steps(params.step_separator, params.train_on_last_step_only),
     )
 
+    memo: RowMemo | None = None
+
+    def look_through(siblings: list[Fragment]) -> None:
+        nonlocal memo
+        folders = [found.path for found in siblings if (found.path / ROWS).exists()]
+        if folders:
+            memo = RowMemo(folders, FORMS[index["form"]].columns, ctx.scratch / "rows")
+
     def shard(piece: Piece, out: Path) -> dict[str, Any]:
         path, first_row = piece.payload
         try:
-            return tokenize_shard(task, params.packing, Path(path), out / "shard.arrow")
+            return tokenize_shard(task, params.packing, Path(path), out, memo)
         except BrokenTemplateError as error:
             raise _template_error("is no Jinja", str(error), Place(label)) from error
         except RowLimitError as error:
@@ -221,10 +232,14 @@ def tokens(ctx: Context, inputs: TokensInputs, params: TokensParams) -> None:
             raise _template_error("goes over a limit", str(error), place) from error
 
     try:
-        fragments = ctx.fragments(shard, _pieces(ctx, inputs.dataset.path, index), of="dataset")
+        pieces = _pieces(ctx, inputs.dataset.path, index)
+        fragments = ctx.fragments(shard, pieces, of="dataset", siblings=look_through)
     finally:
         if task.renderer is not None:
             task.renderer.close()
+    if memo is not None:
+        new = sum(f.value["new_rows"] for f in fragments if f.was_built)
+        ctx.log(f"{new:,} of {index['rows']:,} rows tokenized; the others were known")
     _check_values([fragment.value for fragment in fragments], params, index["rows"], label)
     totals = _assemble(ctx, fragments, params)
     totals |= {

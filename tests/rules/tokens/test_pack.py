@@ -51,7 +51,7 @@ def test_every_document_is_packed_once_and_whole(lengths: list[int], packing: Pa
     starts = [sum(lengths[:n]) for n in range(len(lengths))]
     rows = [row(start, length) for start, length in zip(starts, lengths, strict=True)]
     packed = [
-        (ids.tolist(), labels.tolist(), ends) for ids, labels, ends in pack(rows, packing, 20)
+        (ids.tolist(), labels.tolist(), ends) for ids, labels, ends in pack(rows, packing, 20)[0]
     ]
     documents = []
     for ids, labels, ends in packed:
