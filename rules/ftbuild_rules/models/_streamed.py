@@ -17,8 +17,8 @@ from ftbuild_rules.models._safetensors import StoredTensor, read_tensors
 from ftbuild_rules.models._torch import load_rows
 from ftbuild_rules.models._trusted import runs_own_code
 
-_PIECE_VALUES = 1 << 23
-"""How many values of a linear layer are read at once: 32 MiB of float32."""
+_PIECE_VALUES = 1 << 21
+"""How many values of a linear layer are read at once: 8 MiB of float32."""
 # How files name the experts' weights that a loaded model holds as one tensor a layer.
 _EXPERTS = {
     "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
