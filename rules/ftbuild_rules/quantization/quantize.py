@@ -33,7 +33,7 @@ from ftbuild_rules.models._safetensors import StoredTensor, TensorSpec, read_ten
 from ftbuild_rules.models._torch import SAFETENSORS_NAMES, load_tensor
 from ftbuild_rules.quantization import _bitsandbytes
 from ftbuild_rules.quantization._dequantize import QUANTIZATION_NAME, stored_names
-from ftbuild_rules.quantization._error import LayerError, measure, overall
+from ftbuild_rules.quantization._error import CHUNK, LayerError, measure, overall, stretches
 from ftbuild_rules.quantization._gptq import Grid, pack, quantize_blocks
 from ftbuild_rules.quantization._layers import Layers, empty_model, linear_weights
 from ftbuild_rules.quantization._pins import LIBRARY
@@ -241,6 +241,7 @@ class _Work:
         self._layers = layers
         self.errors: dict[str, LayerError] = {}
         self._calibrated: dict[str, dict[str, Any]] = {}
+        self._kept: dict[str, Any] = {}
 
     def calibrate(self, model: Model, data: Tokens, specs: Mapping[str, TensorSpec]) -> None:
         """Work out what stands for each weight by GPTQ, on the first rows of `data`.
@@ -263,7 +264,7 @@ class _Work:
             model.path, dtype=torch.float32, local_files_only=True
         ).eval()
         for name, weight, rounded in quantize_blocks(network, names, ids, grid):
-            self.errors[name] = measure(weight, rounded.value(grid.zero))
+            self.errors[name] = measure(weight, stretches(rounded.value(grid.zero)))
             self._calibrated[name] = pack(name, rounded, grid)
             self._ctx.progress(len(self.errors), len(names))
 
@@ -302,7 +303,7 @@ class _Work:
     def _load(self, tensor: StoredTensor) -> Any:
         import torch
 
-        value = load_tensor(tensor)
+        value = load_tensor(tensor, self._memory("weight", tensor.spec.size_bytes))
         return (
             value if self._params.dtype == "auto" else value.to(getattr(torch, self._params.dtype))
         )
@@ -321,11 +322,13 @@ class _Work:
         weight = self._load(tensor)
         if self._layers[name]:
             weight = weight.T.contiguous()
+        out = self._memory("numbers", weight.numel())
         try:
             if params.method == "int8":
-                values, scales = _bitsandbytes.quantize_8bit(weight, threads=threads)
-                again = _bitsandbytes.dequantize_8bit(values, scales)
+                values, scales = _bitsandbytes.quantize_8bit(weight, threads=threads, out=out)
                 made = _bitsandbytes.stored_8bit(name, values, scales)
+                again = _bitsandbytes.values_8bit(values, scales)
+                step = weight.shape[1] * _bitsandbytes.rows_at_a_time(weight.shape[1])
             else:
                 assert params.method != "gptq"  # its weights are in `_calibrated`
                 numbers, state = _bitsandbytes.quantize_4bit(
@@ -334,17 +337,27 @@ class _Work:
                     block_size=params.block_size,
                     double=params.double_quantization,
                     threads=threads,
+                    out=out,
                 )
-                again = _bitsandbytes.dequantize_4bit(numbers, state)
                 made = _bitsandbytes.stored_4bit(name, numbers, state)
+                again, step = _bitsandbytes.values_4bit(numbers, state), CHUNK
         except _bitsandbytes.NotFinite as error:
             raise _unfit(
                 name,
                 "it holds NaN or infinite values, or values too large for the type",
                 "mend the model: a weight that is not finite answers nothing",
             ) from error
-        self.errors[name] = measure(weight, again)
+        self.errors[name] = measure(weight, again, step=step, threads=threads)
         return made
+
+    def _memory(self, use: str, size: int) -> Any:
+        """Return at least so many bytes, the same ones for each tensor: new ones cost time."""
+        import torch
+
+        if use not in self._kept or self._kept[use].numel() < size:
+            self._kept.pop(use, None)  # before there is another
+            self._kept[use] = torch.empty(size, dtype=torch.uint8)
+        return self._kept[use]
 
 
 def _require_packable(name: str, shape: tuple[int, ...], is_transposed: bool, grid: Grid) -> None:
