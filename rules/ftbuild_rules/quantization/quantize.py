@@ -308,7 +308,8 @@ class _Work:
         weight = self._load(tensor)
         if self._layers[name]:
             weight = weight.T.contiguous()
-        out = self._memory("numbers", weight.numel())
+        per_byte = 1 if params.method == "int8" else 2
+        out = self._memory("numbers", -(-weight.numel() // per_byte))
         try:
             if params.method == "int8":
                 values, scales = _bitsandbytes.quantize_8bit(weight, threads=threads, out=out)
