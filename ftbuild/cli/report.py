@@ -74,7 +74,7 @@ def run(options: Namespace) -> int:
             terminal.print_json({"steps": [_plain(step) for step in steps.values()]})
             return 0
         views = _views(project, [*steps.values()])
-    title = ", ".join(labels)
+        title = ", ".join(options.targets) or project.workspace.name
     body = "\n".join(_sections([*steps.values()], views))
     sys.stdout.write(document(title, f"{body}\n", _STYLE))
     return 0

@@ -69,8 +69,10 @@ def test_a_long_edge_passes_between_boxes() -> None:
     edges = [e.attrib["d"] for e in ElementTree.fromstring(svg).iter("path")]
     assert len(edges) == sum(map(len, NEEDS.values()))
     passes = [m for d in edges for m in re.findall(r"L([\d.]+) ([\d.]+)H([\d.]+)", d)]
-    # base to one passes one column, to two two, to all three; ids to two one.
+    # Of base to one a column is passed, of base to two two, to all three; of ids to two one.
     assert len(passes) == 7
+    # Those of one box go together, so they are in four places.
+    assert len(set(passes)) == 4
     for start, height, end in (map(float, found) for found in passes):
         for left, top, right, bottom in boxes.values():
             assert end < left or right < start or not top <= height <= bottom
