@@ -56,6 +56,7 @@ def test_part_takes_the_files_that_match() -> None:
     assert tree.part(["absent"]).entries == ()
 
 
+@pytest.mark.fault("52", "a list of files that is no tree")
 @pytest.mark.parametrize(
     "plain",
     [
@@ -248,6 +249,7 @@ def test_links_that_stay_inside_become_copies(store: Store) -> None:
     assert not any(p.is_symlink() for p in store.lay_out(tree).rglob("*"))
 
 
+@pytest.mark.fault("51", "a link out of an output")
 @pytest.mark.parametrize(
     ("target", "why"),
     [
@@ -274,6 +276,7 @@ def test_link_that_cannot_be_kept_is_an_error(store: Store, target: str, why: st
     )
 
 
+@pytest.mark.fault("51", "links in a circle")
 def test_links_in_a_circle_through_folders_are_an_error(store: Store) -> None:
     out = _out(store, {"a/1": SMALL, "b/2": SMALL})
     os.symlink("../b", out / "a" / "to_b")
@@ -282,6 +285,7 @@ def test_links_in_a_circle_through_folders_are_an_error(store: Store) -> None:
         store.put_tree(out)
 
 
+@pytest.mark.fault("51", "a link out of an output")
 def test_link_in_a_copied_folder_cannot_leave_the_output(store: Store) -> None:
     parent = store.workspace()
     write(parent, {"outside": b"secret", "out/real/a": SMALL})
@@ -291,6 +295,7 @@ def test_link_in_a_copied_folder_cannot_leave_the_output(store: Store) -> None:
         store.put_tree(parent / "out")
 
 
+@pytest.mark.fault("51", "a hard link to a file of somebody else")
 @pytest.mark.parametrize("data", [SMALL, LARGE])
 def test_hard_link_to_a_file_of_somebody_else_is_copied_first(
     store: Store, tmp_path: Path, data: bytes

@@ -146,6 +146,7 @@ def test_another_process_in_another_folder_gives_the_same_bytes(
     assert tree_digest(here / "out") == tree_digest(there / "out")
 
 
+@pytest.mark.fault("18", "a training killed at a step")
 @pytest.mark.parametrize("rule", ["sft", "dpo", "kto"])
 def test_training_that_is_killed_at_any_step_resumes_to_the_same_bytes(
     tmp_path: Path, warm: Warm, given: dict[str, tuple[str, Path]], rule: str
@@ -161,6 +162,7 @@ def test_training_that_is_killed_at_any_step_resumes_to_the_same_bytes(
         assert tree_digest(killed / "out") == tree_digest(straight / "out")
 
 
+@pytest.mark.fault("18", "a training killed again and again")
 def test_training_that_is_killed_again_and_again_ends_with_the_same_bytes(
     tmp_path: Path, warm: Warm, given: dict[str, tuple[str, Path]]
 ) -> None:
@@ -239,6 +241,7 @@ def checkpoint(folder: Path, step: int, *, seal: bool = True) -> Path:
     return path
 
 
+@pytest.mark.fault("18", "a checkpoint that was not finished")
 def test_unsealed_checkpoint_is_deleted_and_the_one_before_is_used(tmp_path: Path) -> None:
     older = checkpoint(tmp_path, 9)
     newer = checkpoint(tmp_path, 10, seal=False)
@@ -246,6 +249,7 @@ def test_unsealed_checkpoint_is_deleted_and_the_one_before_is_used(tmp_path: Pat
     assert not newer.exists()
 
 
+@pytest.mark.fault("18", "a checkpoint that was changed")
 def test_changed_checkpoint_is_not_used(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, 9)
     (path / "weights").write_bytes(bytes(99) + b"x")
