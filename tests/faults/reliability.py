@@ -109,8 +109,8 @@ LEFT = """
 - **Files of one artifact that differ in case or in Unicode form alone.** They are kept as two, as
   Linux has it; a file system that makes them one shows one of them. Names of targets and packages
   that do so are refused.
-- **An object above what a server takes at once (5 GB for S3).** There is none: large files travel in
-  chunks of 4 MiB at most.
+- **An object above what a server takes at once (5 GB for S3).** There is none: large files travel
+  in chunks of 4 MiB at most.
 - **Archives unpacked to disk.** None is. An artifact is a list of files with their digests; rows
   are read from within an archive.
 - **A weak hash.** SHA-256 is the only one that decides what something is.

@@ -1,4 +1,4 @@
-"""Where the store and the workspace lie: on other disks, on ones that may only be read, too deep."""
+"""Where store and workspace lie: on other disks, on ones that may only be read, too deep."""
 
 import os
 import subprocess
@@ -91,7 +91,7 @@ open('f', 'w').write('1')
 def test_output_deeper_than_a_path_can_be_is_told_and_removed(tmp_path: Path) -> None:
     here = checkout(tmp_path / "here", "")
     (here.root / "deep.py").write_text(DEEP)
-    text = f'[project]\nname = "x"\n[command.deep]\nsrcs = {{ deep = "deep.py" }}\n'
+    text = '[project]\nname = "x"\n[command.deep]\nsrcs = { deep = "deep.py" }\n'
     text += f'run = "cd $out; {sys.executable} $deep"\n'
     (here.root / "FTBUILD.toml").write_text(text)
     done = run(here, "make deep")
