@@ -93,8 +93,8 @@ compares with a text, a code or bytes that nothing but the right behaviour gives
 
 This page is written by `tests/faults/reliability.py` from the results of one run or several;
 its docstring says how. Kills and failing calls are aimed at each system call by its number: an
-ordinary run takes a sample of them, which moves; `FTBUILD_FAULTS=all` takes every one: 925 kills of a whole
-build, none of which did harm.
+ordinary run takes a sample of them, which moves; `FTBUILD_FAULTS=all` takes every one:
+925 kills of a whole build, none of which did harm.
 """
 TITLES = """
 | fault | as | fired | harm | control finds harm |
