@@ -11,7 +11,9 @@ Three tables, all against a real nginx with WebDAV on loopback or a folder on th
 - sent: after a merge that touched a part of the weights, and after an edit of one row, the bytes
   that changed, and those that each tool sends or stores anew: `ftbuild`, restic and borg (as
   their repositories grow), DVC (as its remote grows), and a plain sync of changed files
-- many: push and pull of many files, beside `cp -r`; megabytes a second and the largest process
+- many: push and pull of many files, beside `cp -r` and `curl`; megabytes a second and the largest
+  process; then each is killed half way and run again, and the server's log counts the bytes. It
+  takes twice the disk of `--gigabytes`
 
 Units: bytes, seconds of the wall, MiB of memory.
 """
@@ -415,35 +417,117 @@ def by_sync(work: Path, made: Path, _: argparse.Namespace) -> Iterator[None]:
 
 
 def many(work: Path, options: argparse.Namespace) -> None:
-    num_files, total = 600, int(options.gigabytes * 1e9)
+    total = int(options.gigabytes * 1e9)
+    rows: list[tuple[str, float, float]] = []
     with serving(work) as server:
-        here = place(work, "many", "")
-        (here.root / "made").mkdir()
-        for number in range(num_files):
-            # Half the bytes in a few large files, the rest in files of a few megabytes.
-            size = total // 2 // 8 if number < 8 else total // 2 // (num_files - 8)
-            with (here.root / "made" / f"{number:04d}").open("wb") as file:
-                for _ in range(size // (1 << 20)):
-                    file.write(os.urandom(1 << 20))
+        here = place(work, "many", server.url)
+        write = MAKE_FILES.format(total=total)
+        (here.root / "write.py").write_text(write)
+        text = '[command.all]\nsrcs = { write = "write.py" }\nrun = "python3 $write $out"\n'
+        (here.root / "FTBUILD.toml").write_text(MANIFEST.partition("[command")[0] + text)
+        here.remote = ""
         here.run("make")
-        size = tree_bytes(here.root / "made")
-        os.sync()
-        began = time.monotonic()
-        shutil.copytree(here.root / "made", work / "plain")
-        os.sync()
-        plain_s = time.monotonic() - began
-        shutil.rmtree(work / "plain")
-        rows = [("cp -r, sync", plain_s, 0.0)]
         here.remote = server.url
+        output = here.root / "ftbuild-out" / "all"
+        files = [p.stat().st_size for p in output.iterdir()]
+        copy = ["cp", "-r", "--reflink=never", f"{output}/.", str(work / "plain")]
+        os.sync()
+        rows.append(("cp -r, sync", *timed(copy, work)))
+        shutil.rmtree(work / "plain")
+        os.sync()
         rows.append(("push to nginx", *here.usage("push")))
         rows.append(("push again: nothing to send", *here.usage("push")))
+        shutil.rmtree(server.data / "cas")
+        shutil.rmtree(server.data / "ac")
+        at_push = resumed(here, "push", server, sum(files), sent_bytes)
+        shutil.rmtree(here.root.with_name("many-store"))  # the disk need not hold all three
+        wanted = work / "objects"
+        wanted.write_text(
+            "".join(
+                f'url = "{server.url}/cas/{p.name}"\noutput = "{work}/plain/{p.name}"\n'
+                for p in (server.data / "cas").iterdir()
+            )
+        )
+        (work / "plain").mkdir()
+        os.sync()
+        rows.append(("curl of all objects, sync", *timed(["curl", "-sK", str(wanted)], work)))
+        shutil.rmtree(work / "plain")
         there = place(work, "there", server.url)
-        (there.root / "made").symlink_to(here.root / "made")
+        shutil.copytree(here.root, there.root, ignore=CHECKOUT, dirs_exist_ok=True)
+        os.sync()
         rows.append(("pull", *there.usage("pull")))
-    print(f"\n### many: {size:,} bytes in {num_files} files\n")
+        shutil.rmtree(there.root / ".ftbuild")
+        shutil.rmtree(there.root.with_name("there-store"))
+        at_pull = resumed(there, "pull", server, sum(files), received_bytes)
+    sizes = f"{len(files)} files, {min(files):,} to {max(files):,}"
+    print(f"\n### many: {sum(files):,} bytes in {sizes}\n")
     print("| | s | MB/s | peak MiB |\n|---|---|---|---|")
     for name, seconds, peak in rows:
-        print(f"| {name} | {seconds:.1f} | {size / seconds / 1e6:.0f} | {peak:.0f} |")
+        print(f"| {name} | {seconds:.1f} | {sum(files) / seconds / 1e6:.0f} | {peak:.0f} |")
+    print("\n| kill -9 of | bytes until then | bytes in all | of the data |\n|---|---|---|---|")
+    for name, (before, after) in (("push", at_push), ("pull", at_pull)):
+        print(f"| {name} | {before:,} | {after:,} | x {after / sum(files):.4f} |")
+
+
+CHECKOUT = shutil.ignore_patterns(".ftbuild", "ftbuild-out")
+MAKE_FILES = """\
+import os, sys
+out, total = sys.argv[1], {total}
+# Half the bytes in 8 large files, most of the rest in 592 from a megabyte on, and 2,000 small ones.
+sizes = [total // 16] * 8
+sizes += [int(total / 2 / 592 * (0.1 + 1.8 * n / 591)) for n in range(592)]
+sizes += [1000 + 50 * n for n in range(2000)]
+for number, size in enumerate(sizes):
+    with open(f"{{out}}/{{number:04d}}", "wb") as file:
+        for start in range(0, size, 1 << 20):
+            file.write(os.urandom(min(1 << 20, size - start)))
+"""
+
+
+def timed(command: list[str], work: Path) -> tuple[float, float]:
+    """Run a plain tool until all is on the disk; return its seconds and its largest MiB."""
+    shell = ["sh", "-c", '"$@" && sync', "sh", *command]
+    used = measure(
+        shell, directory=str(work), environment=os.environ, log=str(work / "log"), limit_s=LIMIT_S
+    )
+    assert used.exit_code == 0, command
+    return used.wall_s, used.peak_mib
+
+
+def resumed(
+    at: Place, command: str, server: Nginx, total: int, moved: Callable[[Nginx, int], int]
+) -> tuple[int, int]:
+    """Kill a transfer with -9 half way and begin it again; return the bytes moved by then, in all.
+
+    They are those of the server's access log: every answer, those that were cut off included.
+    """
+    already = len(server.requests())
+    running = subprocess.Popen(
+        [sys.executable, "-m", "ftbuild", command, "--quiet"],
+        cwd=at.root,
+        env=at.environment(),
+        start_new_session=True,
+    )
+    while moved(server, already) < total / 2:
+        assert running.poll() is None, "it ended before it was killed"
+        time.sleep(0.2)
+    os.killpg(running.pid, 9)
+    running.wait()
+    time.sleep(1.0)  # nginx writes the lines of what was cut off
+    before = moved(server, already)
+    at.run(command)
+    return before, moved(server, already)
+
+
+def sent_bytes(server: Nginx, already: int) -> int:
+    """Return the bytes that clients sent, with the heads of their requests."""
+    lines = (server.root / "access.log").read_text().splitlines()[already:]
+    return sum(int(line.split()[4]) for line in lines if line.startswith("PUT"))
+
+
+def received_bytes(server: Nginx, already: int) -> int:
+    """Return the bytes that clients got."""
+    return sum(size for method, _, _, size in server.requests()[already:] if method == "GET")
 
 
 @contextmanager

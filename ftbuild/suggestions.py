@@ -7,6 +7,7 @@ from ftbuild import labels
 from ftbuild.attributes import fixed_kind
 from ftbuild.declaration import Declaration
 from ftbuild.errors import ManifestError
+from ftbuild.kinds import RewardModel, Tokens
 from ftbuild.spans import KeyPath
 from ftbuild.wording import as_key, as_toml, dotted
 
@@ -45,14 +46,26 @@ def table_between(
     name = f"{plain.partition('[')[0]}_{takes[0]}"
     own = _own_field(registry, reader, has)
     start = "add this, and" if own is None else f'write `{own} = "{written}"`; or add this, and'
-    lines = [f'{start} write `{dotted(path)} = "{name}"` here']
+    # An entry of a list has no line of its own.
+    here = f'{dotted(path)} = "{name}"' if len(path) == 1 else f'"{name}"'
+    lines = [f"{start} write `{here}` here"]
     lines.append(f"[{rule.name}.{as_key(name)}]")
     for field in dict.fromkeys([*_required(rule), entry.name]):
-        value = "…" if field == path[0] else reader.attributes.get(field, "…")
+        value = reader.attributes.get(field, "…") if _shares(field, path, rule, reader) else "…"
         if field == entry.name:
             value = [written] if entry.shape == "list" else written
         lines.append(f"{field} = {as_toml(value)}")
     return "\n".join(lines)
+
+
+def _shares(field: str, path: KeyPath, rule: "Rule", reader: Declaration) -> bool:
+    """Say whether what `reader` has under a name is likely what the new target needs under it."""
+    if field == path[0]:
+        return False
+    # A judge learns from other rows than those of its reader, of another form.
+    is_judge = fixed_kind(rule) == RewardModel.kind and reader.rule != rule.name
+    needed = rule.input_fields.get(field)
+    return not (is_judge and needed is not None and Tokens in needed.kinds)
 
 
 def _own_field(registry: "Registry", reader: Declaration, kind: str) -> str | None:

@@ -20,6 +20,8 @@ from ftbuild.store.statcache import StatCache, published_mtime_ns
 from ftbuild.store.trees import Entry, Tree, is_utf8
 
 _EXECUTABLE = 0o100
+_LONGEST = 3072
+"""Units: bytes. A whole path has at most 4,096 here, that of the store among them."""
 
 
 class Ingest:
@@ -140,6 +142,8 @@ def _scan(directory: str) -> tuple[list[str], list[str]]:
                 relative = prefix + entry.name
                 if not is_utf8(relative):
                     raise _misnamed(relative)
+                if len(os.fsencode(relative)) > _LONGEST:
+                    raise _too_long(relative)
                 if entry.is_symlink():
                     found.append(relative)
                 elif entry.is_dir(follow_symlinks=False):
@@ -171,6 +175,15 @@ def _misnamed(relative: str) -> ActionError:
         code="E0712",
         where=Place(shown),
         fix="write it under a name in UTF-8",
+    )
+
+
+def _too_long(relative: str) -> ActionError:
+    return ActionError(
+        f"the output holds a path that is longer than {_LONGEST:,} bytes: `{relative[:40]}…`",
+        code="E0714",
+        why="with the folder of the store before it, no program could open it",
+        fix="write it under a shorter path",
     )
 
 

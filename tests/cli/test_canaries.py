@@ -4,8 +4,11 @@ One project builds, fails, explains itself and crashes; then every byte of what 
 of every file below the project and the store, is searched.
 """
 
+import base64
 import os
+import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +24,21 @@ CANARIES = {
     "DATABASE": f"postgresql://me:{WORDS}-database-4@127.0.0.1:1/x",
     "FTBUILD_SIGNING_KEY": f"{WORDS}-signing-5",
     "RANDOM": "a7Xk29Qm41Zp83Lr65",
+    "HTTPS_PROXY": f"http://me:{WORDS}-proxy-10@127.0.0.1:1",
+    "AWS_SESSION_TOKEN": f"{WORDS}-session-11",
+    "AZURE_STORAGE_ACCOUNT_KEY": f"{WORDS}-azure-12",
+    "FTBUILD_REMOTE": f"https://me:{WORDS}-remote-13@127.0.0.1:1/cache?sig={WORDS}-signed-14",
+    "FTBUILD_REMOTE_TOKEN": f"{WORDS}-bearer-15",
+    "HF_ENDPOINT": f"http://me:{WORDS}-endpoint-16@127.0.0.1:1",
+    "WANDB_API_KEY": f"{WORDS}-tracker-17",
 }
+HOME = {
+    ".netrc": f"machine 127.0.0.1 login me password {WORDS}-netrc-18\n",
+    ".aws/credentials": f"[default]\naws_secret_access_key = {WORDS}-profile-19\n",
+    ".cache/huggingface/token": f"{WORDS}-cached-20",
+}
+"""Where other tools keep secrets in a user's home."""
+SIGNING_KEY = base64.b64encode(bytes(range(32))).decode()  # any 32 bytes are one
 SOURCE = f"https://me:{WORDS}-source-6@127.0.0.1:1/rows.txt"
 QUERY = f"https://127.0.0.1:1/rows.txt?token={WORDS}-query-7"
 PARAM = f"curl https://me:{WORDS}-param-8@127.0.0.1:1/x"
@@ -30,10 +47,12 @@ SET = f"hf_{'a8Bc' * 8}"
 NEEDLES = [
     *(f"{WORDS}-{rest}" for rest in (
         "environment-1", "hub-2", "bucket-3", "database-4", "signing-5", "source-6", "query-7",
-        "param-8", "config-9",
+        "param-8", "config-9", "proxy-10", "session-11", "azure-12", "remote-13", "signed-14",
+        "bearer-15", "endpoint-16", "tracker-17", "netrc-18", "profile-19", "cached-20",
     )),
     CANARIES["RANDOM"],
     SET,
+    SIGNING_KEY,
 ]  # fmt: skip
 GOOD = """\
 [project]
@@ -58,6 +77,18 @@ fail = true
 [command.rows]
 srcs = { rows = { sql = "select 1", url_env = "DATABASE" } }
 run = "cat $rows > $out/f"
+
+[command.hub]
+srcs = { model = "hf:org/private" }
+run = "true"
+
+[command.page]
+srcs = { page = "https://127.0.0.1:1/rows.txt" }
+run = "true"
+
+[command.object]
+srcs = { object = "s3://bucket/rows.txt" }
+run = "true"
 """
 RULE = """\
 from ftbuild.api import Context, File, Inputs, Params, RuleError, Variable, rule
@@ -90,12 +121,16 @@ COMMANDS = (
     ["graph", "--json"], ["targets", "--json"], ["keys"], ["plan", "--json"], ["gc", "-n"],
     ["plan", "--set", f"prints.run='{SET}'"], ["make", "--debug", "fails"],
     ["--set", SET], [SET], ["make", SET],
+    ["make", "rows"], ["make", "hub"], ["make", "page"], ["make", "--debug", "object"],
+    ["lock", "--upgrade"], ["push", "prints"],
+    ["pull", "prints"], ["report", "prints", "tells"], ["report", "tells", "--json"],
+    ["inspect", "tells", "--json"], ["diff", "prints", "tells"], ["path", "tells"], ["schema"],
 )  # fmt: skip
 
 
 def run(toy: Toy, *args: str, **environment: str) -> str:
     done = subprocess.run(
-        [*_command(), *args],
+        [sys.executable, "-m", "ftbuild", *args],
         cwd=toy.root,
         env={**toy.environment, **CANARIES, **environment},
         capture_output=True,
@@ -103,12 +138,6 @@ def run(toy: Toy, *args: str, **environment: str) -> str:
         check=False,
     )
     return done.stdout + done.stderr
-
-
-def _command() -> list[str]:
-    import sys
-
-    return [sys.executable, "-m", "ftbuild"]
 
 
 def files_of(*folders: Path) -> Iterator[Path]:
@@ -120,8 +149,10 @@ def files_of(*folders: Path) -> Iterator[Path]:
 def traces(toy: Toy, said: str) -> list[str]:
     """Return where a canary is found: in what was printed, or in which file."""
     found = [f"printed: {needle}" for needle in NEEDLES if needle in said]
-    ours = {toy.root / "FTBUILD.toml", toy.root.parent / "home/.config/ftbuild/config.toml"}
-    for path in files_of(toy.root, toy.root.parent / "store", toy.root.parent / "home"):
+    home = toy.root.parent / "home"
+    ours = {toy.root / "FTBUILD.toml", home / ".config/ftbuild/config.toml"}
+    ours |= {home / name for name in HOME}
+    for path in files_of(toy.root, toy.root.parent / "store", home):
         if path in ours or path.is_symlink():
             continue
         data = path.read_bytes()
@@ -131,6 +162,8 @@ def traces(toy: Toy, said: str) -> list[str]:
 
 def test_no_canary_is_found_anywhere(toy: Toy) -> None:
     toy.write("rules/loose.py", RULE)
+    for name, text in HOME.items():
+        toy.write(f"../home/{name}", text)
     said = []
     for manifest in (
         GOOD,
@@ -146,6 +179,15 @@ def test_no_canary_is_found_anywhere(toy: Toy) -> None:
     toy.write("FTBUILD.toml", GOOD)
     said += [run(toy, *args) for args in (["make"], ["plan", "--json"], ["doctor"], ["keys"])]
     said += [run(toy, *args, FTBUILD_SIGNING_KEY="") for args in COMMANDS]
+    key = f"ed25519-private:{SIGNING_KEY}"
+    signed = [
+        run(toy, *args, FTBUILD_SIGNING_KEY=key)
+        for args in (
+            ["make", "--json", "--force", "prints"], ["keys"], ["doctor"],
+            ["provenance", "prints", "--statement"], ["report", "prints"],
+        )
+    ]  # fmt: skip
+    said += signed
     toy.write("../home/.config/ftbuild/config.toml", f'[cache]\nremot = "{CONFIG}"\n')
     said.append(run(toy, "plan"))
     text = "\n".join(said)
@@ -157,6 +199,9 @@ def test_no_canary_is_found_anywhere(toy: Toy) -> None:
     assert "error[E0899]: cannot use …" in text
     assert "error[E0030]: the environment variable FTBUILD_SIGNING_KEY holds no private key" in text
     assert "error[E0442]" in text
+    assert {"error[E0421]", "error[E0451]", "error[E0461]"} <= set(re.findall(r"error\S{7}", text))
+    assert '"signatures": [{' in signed[3]
+    assert "<h1>prints, tells</h1>" in text
 
 
 def test_crash_report_holds_no_canary(toy: Toy) -> None:

@@ -26,6 +26,7 @@ PAYLOADS = [
 ]
 
 
+@pytest.mark.fault("57", "characters that act on a terminal")
 @pytest.mark.parametrize(("text", "shown"), PAYLOADS)
 def test_characters_that_act_are_shown(text: str, shown: str) -> None:
     assert terminal.visible(text) == shown
@@ -40,6 +41,7 @@ def test_one_line_has_no_line_feed_and_no_tab() -> None:
     assert terminal.one_line("a\nb\tc") == "a^Jb c"
 
 
+@pytest.mark.fault("57", "commands to a CI runner")
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

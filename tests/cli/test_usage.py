@@ -258,6 +258,7 @@ def test_output_fits_any_encoding(toy: Toy) -> None:
     )
 
 
+@pytest.mark.fault("16", "a signal to a command that runs")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_build_with_128_plus_its_number(toy: Toy, number: int) -> None:
     toy.write("FTBUILD.toml", '[project]\nname = "x"\n[command.wait]\nrun = "echo up; sleep 60"\n')

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,15 @@ REPOSITORY = Path(__file__).parents[2]
 SHORT = ["--set", "helper.epochs=0.05", "--set", "polite.epochs=0.05"]
 TARGETS = ["smol", "chats", "chat_tokens", "preferences", "preference_tokens"]
 TRAINED = ["helper", "polite", "merged_model"]
+TRAINING = ("pretrain", "sft", "dpo", "ipo", "kto", "orpo", "reward_model", "prm", "grpo")
+METHODS = Path(__file__).parent / "methods"
+ROWS = {
+    "zephyr": ("chats.jsonl", "preferences.jsonl", "text.txt"),
+    "kto": ("votes.jsonl",),
+    "prm": ("steps.jsonl",),
+    "grpo": ("problems.jsonl",),
+}
+"""Which example has which rows for each of the methods."""
 
 pytestmark = pytest.mark.slow
 
@@ -87,3 +97,33 @@ def test_all_of_it_with_short_trainings_is_identical_elsewhere(tmp_path: Path) -
 
 def test_merged_model_is_identical_elsewhere(tmp_path: Path) -> None:
     prove(tmp_path, ["merged_model"], "merged_model")
+
+
+def every_method(place: Path) -> Path:
+    """Make a workspace with a target of each method that trains."""
+    examples = REPOSITORY / "examples"
+    shutil.copytree(METHODS, place)
+    shutil.copytree(examples / "zephyr/rules", place / "rules")
+    shutil.copy(examples / "grpo/reward.py", place)
+    (place / "data").mkdir()
+    for example, names in ROWS.items():
+        for name in names:
+            shutil.copy(examples / example / "data" / name, place / "data")
+    return place
+
+
+def test_each_method_is_identical_elsewhere(tmp_path: Path) -> None:
+    """All are built and run again from nothing, also with another umask and hash seed."""
+    store = {"FTBUILD_CACHE": str(tmp_path / "store")}
+    done = run(every_method(tmp_path / "here"), "make", **store)
+    assert done.returncode == 0, done.stderr
+    there = every_method(tmp_path / "another place with spaces" / "x")
+    shutil.copy(tmp_path / "here/FTBUILD.lock", there)
+    before = (*another_user(), "sh", "-c", 'umask 077; exec "$@"', "sh")
+    others = {**store, **elsewhere(tmp_path), "PYTHONHASHSEED": "7"}
+    found = outcomes(run(there, "verify", "--json", before=before, **others))
+    manifest = tomllib.loads((METHODS / "FTBUILD.toml").read_text())
+    trained = {
+        name for rule in (*TRAINING, "reference_logprobs", "merge") for name in manifest[rule]
+    }
+    assert {name: found[name] for name in trained} == dict.fromkeys(trained, ("identical", None))

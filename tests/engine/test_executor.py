@@ -50,18 +50,21 @@ def trouble(space: Space, how: str, **settings: object) -> Finished:
 # -- objects of the store that are not as they should be
 
 
+@pytest.mark.fault("30", "writing through an output")
 def test_tampered_small_output_is_repaired_without_running(chain: Space) -> None:
     damage(chain.output("third") / "f", b"HELL!")
     assert chain.make() == []
     assert chain.text("third", "f") == "HELLO\nHELLO\n"
 
 
+@pytest.mark.fault("30", "writing through an output")
 def test_tampered_intermediate_is_repaired_without_running(chain: Space) -> None:
     damage(chain.output("first") / "f", b"jello")
     assert chain.make() == []
     assert chain.text("first", "f") == "hello\n"
 
 
+@pytest.mark.fault("30", "writing through an output")
 def test_tampered_large_output_is_noticed_and_built_again(space: Space) -> None:
     """It is a hard link to its blob, so the blob has the wrong bytes too."""
     space.manifest(CHAIN)
@@ -256,6 +259,7 @@ def test_error_of_a_rule_has_its_place(space: Space) -> None:
     assert (bad.where.path, bad.where.line) == ("rows.jsonl", 3)
 
 
+@pytest.mark.fault("17", "a rule that is killed")
 def test_killed_worker_tells_its_peak_memory_and_last_lines(space: Space) -> None:
     bad = trouble(space, "kill", lines=40, memory_mb=100)
     assert bad.log_tail == tuple(f"line {number}" for number in range(25, 40))
@@ -271,6 +275,7 @@ def test_killed_worker_tells_its_peak_memory_and_last_lines(space: Space) -> Non
     assert 100 < int(found[1]) < 400
 
 
+@pytest.mark.fault("17", "a program of a command that is killed")
 def test_program_of_a_command_that_is_killed(space: Space) -> None:
     """The shell lives, and says 137; what matters is what became of the program."""
     space.manifest("""[command.bad]\nrun = "sh -c 'kill -9 $$'; echo never"\n""")
@@ -328,6 +333,7 @@ def test_source_that_changes_while_it_is_read_is_noticed(space: Space) -> None:
     report("24", "an edit of a source while it is read", fired=1, bad=0)
 
 
+@pytest.mark.fault("24", "a source that vanishes while it is read")
 def test_source_that_vanishes_while_it_is_read_is_noticed(space: Space) -> None:
     space.manifest(
         '[command.bad]\nsrcs = { raw = "raw.txt" }\nrun = "rm $(readlink $raw); echo > $out/f"\n'
@@ -351,6 +357,7 @@ def test_undeclared_file_beside_a_source_is_invisible(space: Space) -> None:
     assert space.text("look", "f") == "file.txt\n"
 
 
+@pytest.mark.fault("49", "a command that reads a variable")
 def test_undeclared_variable_is_invisible(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     space.manifest('[command.look]\nenv = ["TOY_A"]\nrun = "echo $TOY_A $TOY_B > $out/f"\n')
     monkeypatch.setenv("TOY_A", "a")

@@ -125,6 +125,7 @@ def not_as_locked(why: str) -> tuple[int, str]:
 # -- what breaks off
 
 
+@pytest.mark.fault("31", "a source that breaks off")
 @pytest.mark.parametrize("is_reset", [False, True])
 def test_answer_that_breaks_off_is_gone_on_with_at_once(case: Case, is_reset: bool) -> None:
     case.answers(cut(DATA, CUT, is_reset=is_reset), honest(DATA))
@@ -191,6 +192,7 @@ def test_file_that_came_whole_before_a_kill_is_not_asked_for(case: Case) -> None
 # -- what is not the file
 
 
+@pytest.mark.fault("31", "a source with wrong bytes")
 def test_wrong_bytes_are_refused(case: Case) -> None:
     case.answers(whole(OTHER))
     found = hashlib.sha256(OTHER).hexdigest()
@@ -199,17 +201,20 @@ def test_wrong_bytes_are_refused(case: Case) -> None:
     assert not list((case.space.store / "v1" / "scratch").glob("*/part"))
 
 
+@pytest.mark.fault("31", "a source with a wrong size")
 def test_wrong_size_is_refused_unread(case: Case) -> None:
     case.answers(file_server.announcing(10**15))
     why = "it has 1,000,000,000,000,000 bytes and should have 300,000"
     assert case.failed() == not_as_locked(why)
 
 
+@pytest.mark.fault("32", "a source that gives a page")
 def test_page_with_status_200_is_refused(case: Case) -> None:
     case.answers(whole(PAGE, kind="text/html; charset=utf-8"))
     assert case.failed() == not_as_locked("it has 57 bytes of a page and should have 300,000")
 
 
+@pytest.mark.fault("35", "a source without end")
 def test_body_without_end_is_refused_at_the_size_of_the_file(case: Case) -> None:
     case.answers(file_server.endless)
     assert case.failed() == not_as_locked("more than the 300,000 bytes came that it should have")
@@ -218,6 +223,7 @@ def test_body_without_end_is_refused_at_the_size_of_the_file(case: Case) -> None
 # -- what is the wrong rest
 
 
+@pytest.mark.fault("31", "a source with a wrong range")
 @pytest.mark.parametrize(
     "given",
     [
@@ -249,6 +255,7 @@ def test_file_that_changed_for_good_is_fetched_once_more_and_refused(case: Case)
     assert case.files.ranges(case.path) == [None, REST, None]
 
 
+@pytest.mark.fault("31", "a source with a part that nobody asked for")
 def test_part_nobody_asked_for_is_refused(case: Case) -> None:
     case.answers(part(DATA, "bytes 0-299999/300000"))
     assert case.failed() == not_given(case, "the server says 206 Partial Content")
@@ -291,6 +298,7 @@ def test_token_is_not_sent_for_files_of_the_web(files: FileServer, space: Space)
         assert {one.token for one in files.asked} == {None}
 
 
+@pytest.mark.fault("43", "a source that redirects to no server")
 @pytest.mark.parametrize(
     ("to", "why"),
     [
@@ -306,6 +314,7 @@ def test_redirect_to_no_server_is_refused(case: Case, to: str, why: str) -> None
     assert case.failed() == not_given(case, why)
 
 
+@pytest.mark.fault("43", "a source that redirects in a circle")
 def test_redirects_in_a_circle_end(case: Case) -> None:
     case.answers(redirect(case.path))
     code, message = case.failed()

@@ -292,6 +292,7 @@ def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.fault("53", "a pipe for a file")
 def test_a_pipe_in_the_place_of_the_file_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "FTBUILD.toml")
     assert "why: it is not a regular file" in refusal(tmp_path)
@@ -300,6 +301,7 @@ def test_a_pipe_in_the_place_of_the_file_does_not_hang(tmp_path: Path) -> None:
 DEEP_FIX = "  fix: no rule takes values as deep as that; is a bracket missing?"
 
 
+@pytest.mark.fault("53", "too deep")
 @pytest.mark.parametrize("depth", [31, 100])
 def test_lists_that_nest_too_deeply_are_refused(tmp_path: Path, depth: int) -> None:
     line = f"x = {'[' * depth}{']' * depth}"
@@ -317,6 +319,7 @@ def test_lists_within_the_cap_are_read(tmp_path: Path) -> None:
     assert len(manifest.load(tmp_path).declarations) == 1
 
 
+@pytest.mark.fault("53", "too deep")
 def test_lists_deeper_than_the_parser_can_follow_are_refused(tmp_path: Path) -> None:
     write(tmp_path, f"{ROOT}[a.b]\nx = {'[' * 100_000}\n")
     assert refusal(tmp_path) == (
@@ -324,6 +327,7 @@ def test_lists_deeper_than_the_parser_can_follow_are_refused(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.fault("53", "keys of 5,000 parts")
 @pytest.mark.parametrize("key", ["a." * 5000 + "a", "'a' . " * 5000 + "a"])
 def test_long_dotted_keys_are_refused_before_they_cost_anything(tmp_path: Path, key: str) -> None:
     write(tmp_path, f"{ROOT}{key} = 1\n" + f"[{key}]\n" * 50)

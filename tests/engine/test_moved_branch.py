@@ -92,6 +92,7 @@ def hub() -> Iterator[dict[str, str]]:
     server.server_close()
 
 
+@pytest.mark.fault("61", "a branch that moved")
 def test_moved_branch_changes_nothing_until_the_lock_is_upgraded(
     space: Space, hub: dict[str, str]
 ) -> None:

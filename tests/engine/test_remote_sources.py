@@ -163,6 +163,7 @@ def test_redirect_within_the_host_is_followed(server: Server, tmp_path: Path) ->
     assert fetch(url, tmp_path) == [("file.csv", 3, hash_bytes(b"one"))]
 
 
+@pytest.mark.fault("43", "a source that redirects to another host")
 def test_redirect_to_another_host_is_refused(server: Server, tmp_path: Path) -> None:
     url = server.redirects("/data", "http://localhost:1/data")
     assert failure(url, tmp_path) == (
@@ -172,6 +173,7 @@ def test_redirect_to_another_host_is_refused(server: Server, tmp_path: Path) -> 
     )
 
 
+@pytest.mark.fault("34", "a source without end")
 def test_stream_without_end_is_bounded_in_bytes(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +184,7 @@ def test_stream_without_end_is_bounded_in_bytes(
     assert "why: more than 100,000 bytes came" in message
 
 
+@pytest.mark.fault("34", "a source without end")
 def test_stream_without_end_is_bounded_in_time(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +197,7 @@ def test_stream_without_end_is_bounded_in_time(
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.fault("34", "a source that says nothing")
 def test_server_that_says_nothing_is_not_waited_for(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +214,7 @@ def test_absent_file_is_an_error(server: Server, tmp_path: Path) -> None:
     assert "why: the server says 404 Not Found" in failure(server.url + "/absent", tmp_path)
 
 
+@pytest.mark.fault("44", "a source whose address is not safe")
 @pytest.mark.parametrize(
     ("url", "message"),
     [

@@ -76,6 +76,7 @@ def test_params_are_typed(space: Space) -> None:
     assert rows_of(space) == '{"kind":"integer","n":3}\n'
 
 
+@pytest.mark.fault("55", "more than a SELECT")
 @pytest.mark.parametrize(
     ("query", "problem"),
     [
@@ -113,6 +114,7 @@ def test_select_with_such_words_in_its_texts_is_taken(query: str) -> None:
     assert select_problem(query) is None
 
 
+@pytest.mark.fault("55", "a write behind other words")
 def test_what_the_words_hide_is_refused_by_sqlite(tmp_path: Path) -> None:
     from ftbuild.sources import sql
 
@@ -220,6 +222,7 @@ def test_rows_of_postgresql_are_pinned_until_asked_for_anew(
     assert rows_of(space).endswith('{"n":3}\n')
 
 
+@pytest.mark.fault("55", "a write in PostgreSQL")
 def test_postgresql_is_only_read(postgres: str, tmp_path: Path) -> None:
     pytest.importorskip("sqlalchemy")
     from ftbuild.sources import sql

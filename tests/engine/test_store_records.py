@@ -215,6 +215,7 @@ def test_use_of_a_record_shows_in_its_mtime_once_an_hour(tmp_path: Path) -> None
         assert path.stat().st_mtime == pytest.approx(time.time(), abs=60)
 
 
+@pytest.mark.fault("15", "a store of a newer format")
 def test_newer_format_is_refused_with_a_hint(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         build(store, "a", {"out": b"1"})

@@ -56,6 +56,7 @@ def test_part_takes_the_files_that_match() -> None:
     assert tree.part(["absent"]).entries == ()
 
 
+@pytest.mark.fault("52", "a list of files that is no tree")
 @pytest.mark.parametrize(
     "plain",
     [
@@ -192,6 +193,7 @@ def test_names_of_all_sorts_are_kept(store: Store) -> None:
     report("27", "an odd file name", fired=len(names), bad=0)
 
 
+@pytest.mark.fault("27", "a name that is not UTF-8")
 def test_name_that_is_not_utf_8_is_an_error(store: Store) -> None:
     out = store.workspace()
     (out / os.fsdecode(b"caf\xe9")).write_bytes(b"1")
@@ -204,6 +206,7 @@ def test_name_that_is_not_utf_8_is_an_error(store: Store) -> None:
     )
 
 
+@pytest.mark.fault("51", "a pipe and a socket in an output")
 def test_pipe_and_socket_are_errors(store: Store) -> None:
     out = _out(store, {"a": SMALL})
     (out / "sub").mkdir()
@@ -230,6 +233,35 @@ def test_pipe_and_socket_are_errors(store: Store) -> None:
             store.put_tree(other)
 
 
+@pytest.mark.fault("28", "a path that is too long to open")
+@pytest.mark.parametrize("depth", [13, 40])
+def test_path_that_nothing_could_open_is_an_error(store: Store, depth: int) -> None:
+    out = store.workspace()
+    folder = os.open(out, os.O_RDONLY)
+    for _ in range(depth):  # step by step: of a longer path no call would take the whole
+        os.mkdir("d" * 250, dir_fd=folder)
+        deeper = os.open("d" * 250, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = deeper
+    os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+    os.close(folder)
+    with pytest.raises(ActionError) as caught:
+        store.put_tree(out)
+    assert caught.value.render() == (
+        "error[E0714]: the output holds a path that is longer than 3,072 bytes: "
+        f"`{'d' * 40}…`\n"
+        "  why: with the folder of the store before it, no program could open it\n"
+        "  fix: write it under a shorter path"
+    )
+
+
+@pytest.mark.fault("28", "a path of 3,012 bytes")
+def test_path_that_is_nearly_too_long_is_kept(store: Store) -> None:
+    path = "/".join(["d" * 250] * 12 + ["f"])  # 12 x 251 + 1 bytes
+    tree = put(store, {path: b"1"})
+    assert contents(store.lay_out(tree)) == {path: b"1"}
+
+
 def test_links_that_stay_inside_become_copies(store: Store) -> None:
     out = _out(store, {"v1/weights": LARGE, "v1/deep/note": SMALL})
     os.symlink("v1", out / "latest")
@@ -248,6 +280,7 @@ def test_links_that_stay_inside_become_copies(store: Store) -> None:
     assert not any(p.is_symlink() for p in store.lay_out(tree).rglob("*"))
 
 
+@pytest.mark.fault("51", "a link out of an output")
 @pytest.mark.parametrize(
     ("target", "why"),
     [
@@ -274,6 +307,7 @@ def test_link_that_cannot_be_kept_is_an_error(store: Store, target: str, why: st
     )
 
 
+@pytest.mark.fault("51", "links in a circle")
 def test_links_in_a_circle_through_folders_are_an_error(store: Store) -> None:
     out = _out(store, {"a/1": SMALL, "b/2": SMALL})
     os.symlink("../b", out / "a" / "to_b")
@@ -282,6 +316,7 @@ def test_links_in_a_circle_through_folders_are_an_error(store: Store) -> None:
         store.put_tree(out)
 
 
+@pytest.mark.fault("51", "a link out of an output")
 def test_link_in_a_copied_folder_cannot_leave_the_output(store: Store) -> None:
     parent = store.workspace()
     write(parent, {"outside": b"secret", "out/real/a": SMALL})
@@ -291,6 +326,7 @@ def test_link_in_a_copied_folder_cannot_leave_the_output(store: Store) -> None:
         store.put_tree(parent / "out")
 
 
+@pytest.mark.fault("51", "a hard link to a file of somebody else")
 @pytest.mark.parametrize("data", [SMALL, LARGE])
 def test_hard_link_to_a_file_of_somebody_else_is_copied_first(
     store: Store, tmp_path: Path, data: bytes

@@ -224,6 +224,7 @@ def look(space: Space, run: str, tags: str = "") -> Verified:
     return verify(space, "look")["look"]
 
 
+@pytest.mark.fault("49", "a command that reads what it did not declare")
 @needs_bwrap
 def test_file_that_is_no_input_is_not_there(space: Space) -> None:
     other = space.write("other.txt", "b\n")
@@ -233,6 +234,7 @@ def test_file_that_is_no_input_is_not_there(space: Space) -> None:
     assert look(space, "cat $raw > $out/f").outcome == "identical"
 
 
+@pytest.mark.fault("49", "a command that reads what it did not declare")
 @needs_bwrap
 def test_home_and_the_workspace_are_not_there(space: Space) -> None:
     space.write("../home/secret", "x")
@@ -243,7 +245,17 @@ def test_home_and_the_workspace_are_not_there(space: Space) -> None:
 
 
 @needs_bwrap
-@pytest.mark.parametrize(("tags", "outcome"), [("", "different"), ('"network"', "identical")])
+@pytest.mark.parametrize(
+    ("tags", "outcome"),
+    [
+        pytest.param(
+            "",
+            "different",
+            marks=pytest.mark.fault("49", "a command that uses the network"),
+        ),
+        ('"network"', "identical"),
+    ],
+)
 def test_network_is_there_only_where_it_is_declared(space: Space, tags: str, outcome: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -280,6 +292,7 @@ def peek(ctx: Context, inputs: PeekInputs, params: PeekParams) -> None:
 """
 
 
+@pytest.mark.fault("49", "a rule that reads what it did not declare")
 @pytest.mark.parametrize("kind", ["bubblewrap", "guard"])
 def test_rule_sees_no_other_file_and_no_network(
     space: Space, kind: str, monkeypatch: pytest.MonkeyPatch

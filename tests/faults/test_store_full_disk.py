@@ -184,7 +184,9 @@ with open_store(Path(sys.argv[1])) as store:
 """
 
 
-def test_file_size_limit_is_told_and_leaves_no_half_blob(tmp_path: Path) -> None:
+@pytest.mark.fault("3", "a write that takes a part of the bytes")
+@pytest.mark.parametrize("limit", [1_000, 100_000, 299_999])
+def test_file_size_limit_is_told_and_leaves_no_half_blob(tmp_path: Path, limit: int) -> None:
     (tmp_path / "source").write_bytes(b"1" * 300_000)
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path)],
@@ -192,7 +194,7 @@ def test_file_size_limit_is_told_and_leaves_no_half_blob(tmp_path: Path) -> None
         capture_output=True,
         text=True,
         check=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert done.stdout.splitlines()[0] == "error[E0653]: the store cannot be used: File too large"
     assert list((tmp_path / "store" / "v1" / "blobs").rglob("*")) == []

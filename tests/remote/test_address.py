@@ -37,6 +37,7 @@ def test_user_and_password_are_taken_out() -> None:
     )
 
 
+@pytest.mark.fault("44", "an address that is not safe")
 @pytest.mark.parametrize(
     ("text", "what"),
     [

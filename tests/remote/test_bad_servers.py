@@ -1,4 +1,4 @@
-"""A server that lies in eighteen ways, one that is down, slow, full, read-only: builds go on.
+"""A server that lies in twenty-one ways, one that is down, slow, full, read-only: builds go on.
 
 Each row says how often its fault fired. The table is what `docs/reliability.md` shows of part C.
 """
@@ -134,6 +134,22 @@ LIES: dict[str, Lie] = {
 }
 
 
+ROWS = {
+    "204": ("32", "a server that answers with something else"),
+    "a login page": ("32", "a server that answers with something else"),
+    "no HTTP": ("32", "a server that answers with something else"),
+    "500": ("33", "a server that fails"),
+    "403": ("33", "a server that refuses"),
+    "hangs": ("34", "a server that hangs or dribbles"),
+    "dribbles its head": ("34", "a server that hangs or dribbles"),
+    "dribbles its body": ("34", "a server that hangs or dribbles"),
+    "compressed without being asked": ("35", "a server that sends more than was asked for"),
+    "endless": ("35", "a server that sends more than was asked for"),
+    "a redirect to another path": ("43", "a server that redirects"),
+}
+"""The lies that have a line of their own in the fault table."""
+
+
 def endless(handler: Handler) -> None:
     handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
     handler.close_connection = True
@@ -190,7 +206,8 @@ def test_lie_is_a_miss_and_one_warning(
     assert state.fired > 0
     [warning] = b.warnings()
     assert warning.startswith(f"the remote `{url}` ")
-    report("31", f"a server that lies: {of}, {name}", fired=state.fired, bad=0)
+    row, fault = ROWS.get(name, ("31", "a server that lies"))
+    report(row, f"{fault}: {of}, {name}", fired=state.fired, bad=0)
     assert state.other_hits == 0
     assert_right(b, a)
     assert {p for p, d in state.objects.items() if honest.get(p) != d} <= {
@@ -313,6 +330,7 @@ def test_no_server_costs_one_line(
     assert_right(b, a)
 
 
+@pytest.mark.fault("44", "a server that speaks no TLS")
 def test_tls_is_verified(tmp_path: Path, right: tuple[Checkout, dict[str, bytes]]) -> None:
     with server(State()) as url:  # it speaks no TLS at all
         b = checkout(tmp_path / "b", url.replace("http:", "https:"))
@@ -321,6 +339,7 @@ def test_tls_is_verified(tmp_path: Path, right: tuple[Checkout, dict[str, bytes]
         assert "cannot be used (TLS failed: " in warning
 
 
+@pytest.mark.fault("45", "nginx that takes nothing above 10 kB")
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 def test_nginx_that_only_reads_and_one_that_takes_nothing_large(tmp_path: Path) -> None:
     with nginx(tmp_path / "nginx") as full:

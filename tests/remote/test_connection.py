@@ -7,7 +7,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
@@ -311,6 +311,22 @@ def test_tls_brings_the_same_and_keeps_the_same_time(
         with pytest.raises(RemoteError, match="in time"):
             it.get("c", 9)
         over.set()
+
+
+@pytest.mark.fault("44", "a certificate that nobody vouches for")
+def test_certificate_that_nobody_vouches_for_is_refused(certificate: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    asked: list[bytes] = []
+
+    def turn(peer: socket.socket) -> None:
+        with suppress(OSError), context.wrap_socket(peer, server_side=True) as secured:
+            asked.append(secured.recv(100))
+
+    refused = pytest.raises(RemoteError, match="TLS failed")
+    with talking(turn) as port, asking(port, "https") as it, refused:
+        it.get("a", 9)
+    assert asked in ([], [b""])
 
 
 def test_connection_says_whether_it_is_open() -> None:

@@ -47,6 +47,7 @@ def pull_request(head: object) -> dict[str, object]:
         ),
     ],
 )
+@pytest.mark.fault("40", "a job of CI that may be of a fork")
 def test_github(tmp_path: Path, event: str, document: object, why: str | None) -> None:
     environment = github(tmp_path, event, document)
     assert why_read_only(environment, None) == why
@@ -68,6 +69,7 @@ def test_github_without_an_event_is_not_trusted() -> None:
         (None, "merge_request_event", FORK),
     ],
 )
+@pytest.mark.fault("40", "a job of CI that may be of a fork")
 def test_gitlab(source: str | None, pipeline: str, why: str | None) -> None:
     environment = {"GITLAB_CI": "true", "CI_PIPELINE_SOURCE": pipeline}
     if pipeline != "push":

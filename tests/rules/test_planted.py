@@ -52,24 +52,46 @@ model = "merged_model"
 prompts = ["hi"]
 max_new_tokens = 2
 
+[quantize.small]
+model = "smol"
+method = "nf4"
+
+[dataset.pairs]
+source = "pairs.jsonl"
+format = "preference"
+
+[tokens.pair_tokens]
+dataset = "pairs"
+model = "smol"
+max_length = 64
+
+[reward_model.judge]
+model = "smol"
+data = "pair_tokens"
+max_steps = 1
+batch_size = 2
+
 [command.size]
 deps = { model = "merged_model" }
 run = "wc -c < $model/model.safetensors > $out/size"
 """
 ALL = ["smol", "chats", "chat_tokens", "helper", "merged_model", "after", "size"]
+ALL += ["small", "pairs", "pair_tokens", "judge"]
 ANSWERS = ("One.", "Two is more.", "Three!", "Four of them.")
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("planted") / "project"
-    make_model(root / "model")
+    make_model(root / "model", hidden_size=64, intermediate_size=128)  # as nf4 wants it
     (root / "FTBUILD.toml").write_text(MANIFEST)
     rows = [
         {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": a}]}
         for n, a in enumerate(ANSWERS)
     ]
     (root / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [{"prompt": f"{n}?", "chosen": a, "rejected": "No."} for n, a in enumerate(ANSWERS)]
+    (root / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FTBUILD_CACHE", str(root.parent / "store"))
         with Project.open(root) as project:
@@ -214,6 +236,58 @@ def test_order_of_rows(copy: Path) -> None:
     numbers = {example["row"] for example in found.view.data["examples"]}
     assert numbers <= {1, 2}
     assert numbers
+
+
+def test_letter_of_a_row(copy: Path) -> None:
+    def edit(rows: list[dict[str, Any]]) -> None:
+        rows[3]["chosen"][0]["content"] += "!"
+
+    plant(copy, "pairs", rewrite_shard(edit))
+    [found] = verify(copy, "pairs")
+    assert found.outcome == "different"
+    assert found.view is not None
+    assert [example["row"] for example in found.view.data["examples"]] == [3]
+
+
+def test_token_of_a_pair(copy: Path) -> None:
+    def edit(rows: list[dict[str, Any]]) -> None:
+        rows[1]["rejected_ids"][0] += 1
+
+    plant(copy, "pair_tokens", rewrite_shard(edit))
+    [found] = verify(copy, "pair_tokens")
+    assert found.outcome == "different"
+    assert found.view is not None
+    assert [example["row"] for example in found.view.data["examples"]] == [1]
+
+
+def test_order_of_rows_of_tokens(copy: Path) -> None:
+    plant(copy, "chat_tokens", rewrite_shard(lambda rows: rows.reverse()))
+    [found] = verify(copy, "chat_tokens")
+    assert found.outcome == "different"
+    assert found.view is not None
+    assert found.view.data["changed"] or found.view.data["added"]
+
+
+def test_weight_off_by_one_bit_in_a_quantized_model(copy: Path) -> None:
+    plant(copy, "small", flip_last_float("model.safetensors"))
+    [found] = verify(copy, "small")
+    assert (found.outcome, [file.path for file in found.files]) == (
+        "different",
+        ["model.safetensors"],
+    )
+    assert found.view is not None
+    assert len(found.view.data["changed"]) == 1
+
+
+def test_tensor_off_by_one_bit_in_a_reward_model(copy: Path) -> None:
+    plant(copy, "judge", flip_last_float("model.safetensors"))
+    [found] = verify(copy, "judge")
+    assert (found.outcome, [file.path for file in found.files]) == (
+        "different",
+        ["model.safetensors"],
+    )
+    assert found.view is not None
+    assert len(found.view.data["changed"]) == 1
 
 
 def test_figure_of_a_report(copy: Path) -> None:

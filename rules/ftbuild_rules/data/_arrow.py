@@ -6,6 +6,8 @@ never inferred: the bytes depend on the rows alone, readers map them into memory
 """
 
 import itertools
+import mmap
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 from ftbuild.api import canonical_json
 
 _WIDTH = 5
+_MOST_OPEN = 4096
 PRELOAD = ("pyarrow", "pandas", "xxhash")
 """What rules need that write Arrow files; PyArrow imports pandas where it is installed."""
 
@@ -84,6 +87,51 @@ def read_table(path: Path) -> Any:
 
     with pa.memory_map(str(path)) as mapped:
         return pa.ipc.open_file(mapped).read_all()
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """Return a file that has bytes, mapped into memory for reading."""
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+class MappedTables:
+    """Many files of which some rows each are read; the latest used stay mapped."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._open: OrderedDict[int, tuple[mmap.mmap, Any]] = OrderedDict()
+
+    def take(self, files: Any, rows: Any) -> list[dict[str, Any]]:
+        """Return rows by the numbers of their files and of themselves in these, as two arrays.
+
+        Of all these files pages of one at a time are held in memory.
+        """
+        import numpy
+        import pyarrow as pa
+
+        order = numpy.argsort(files, kind="stable")
+        starts = numpy.flatnonzero(numpy.diff(files[order], prepend=-1))
+        found = []
+        for places in numpy.split(order, starts[1:]):
+            mapped, table = self._table(int(files[places[0]]))
+            found.append(table.take(pa.array(rows[places])))
+            mapped.madvise(mmap.MADV_DONTNEED)  # what was taken is a copy
+        back: Any = numpy.empty(len(order), numpy.int64)
+        back[order] = numpy.arange(len(order))
+        whole: Any = pa.concat_tables(found).combine_chunks()
+        taken: list[dict[str, Any]] = whole.take(pa.array(back)).to_pylist()
+        return taken
+
+    def _table(self, number: int) -> tuple[mmap.mmap, Any]:
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        mapped = map_file(self._paths[number])
+        self._open[number] = mapped, open_table(mapped)
+        if len(self._open) > _MOST_OPEN:
+            self._open.popitem(last=False)
+        return self._open[number]
 
 
 def open_table(data: Any) -> Any:

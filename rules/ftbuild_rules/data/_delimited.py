@@ -15,15 +15,16 @@ from typing import Any
 
 from ftbuild.api import Place, RuleError
 from ftbuild_rules.data import _rows
-from ftbuild_rules.data._rows import Row, lines, not_utf8, too_long
+from ftbuild_rules.data._rows import Readable, Row, lines, not_utf8, too_long
 
 
 class _Lines:
     """Decoded lines, and the first byte since `bad` was last cleared that is not UTF-8."""
 
-    def __init__(self, binary: io.BufferedReader, name: str) -> None:
+    def __init__(self, binary: Readable, name: str, *, is_start: bool) -> None:
         self._lines = lines(binary, name)
         self._name = name
+        self._is_start = is_start
         self.bad: RuleError | None = None
         self.record_bytes = 0
 
@@ -33,7 +34,7 @@ class _Lines:
             if self.record_bytes > _rows.MAX_ROW_BYTES:
                 raise too_long(Place(self._name, number))
             try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = raw.decode("utf-8-sig" if self._is_start and number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 self.bad = self.bad or not_utf8(self._name, number, raw, error.start)
                 text = raw.decode(errors="replace")
@@ -48,13 +49,40 @@ def delimited_rows(
     Raises:
         RuleError: the header is broken, or a row is too long.
     """
-    # The module's own limit of 128 KiB a cell is a setting of the process; ours is on the row.
-    csv.field_size_limit(_rows.MAX_ROW_BYTES)
-    source = _Lines(binary, name)
-    reader = csv.reader(iter(source), delimiter=delimiter, strict=True)
+    source, reader = _opened(binary, name, delimiter, is_start=True)
     header = _header(next(_records(source, reader, name), None), name)
     for item in _records(source, reader, name):
         yield item if isinstance(item, RuleError) else _row(header, item, name)
+
+
+def read_header(binary: Readable, name: str, delimiter: str) -> list[str]:
+    """Return the names of the columns, and read no line beyond them; none of an empty file.
+
+    Raises:
+        RuleError: the header is broken.
+    """
+    source, reader = _opened(binary, name, delimiter, is_start=True)
+    return _header(next(_records(source, reader, name), None), name)
+
+
+def rows_below(
+    header: list[str], binary: Readable, name: str, delimiter: str
+) -> Iterator[Row | RuleError]:
+    """Yield the rows of a part of a file; lines are counted from its own first one.
+
+    Raises:
+        RuleError: a row is too long.
+    """
+    source, reader = _opened(binary, name, delimiter, is_start=False)
+    for item in _records(source, reader, name):
+        yield item if isinstance(item, RuleError) else _row(header, item, name)
+
+
+def _opened(binary: Readable, name: str, delimiter: str, *, is_start: bool) -> tuple[_Lines, Any]:
+    # The module's own limit of 128 KiB a cell is a setting of the process; ours is on the row.
+    csv.field_size_limit(_rows.MAX_ROW_BYTES)
+    source = _Lines(binary, name, is_start=is_start)
+    return source, csv.reader(iter(source), delimiter=delimiter, strict=True)
 
 
 def _records(source: _Lines, reader: Any, name: str) -> Iterator[tuple[int, list[str]] | RuleError]:

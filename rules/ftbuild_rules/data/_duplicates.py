@@ -8,6 +8,7 @@ that stand there twice, so most rows take nothing of it but a byte.
     units: 8 bytes a number
 """
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,8 +110,9 @@ def sign(
 class Seen:
     """Rows to compare with; their texts are read again from the datasets when needed.
 
-    Memory: 24 bytes for each text that several rows have, and near duplicates take a list of the
-    rows that share the key of a band; rows that share nothing with any other take none.
+    Memory: 32 bytes for each text that several rows have and, for near duplicates, 16 for each key
+    of a band that several rows have, and 16 for each time that a row has one of these; rows that
+    share nothing with any other take none.
     """
 
     def __init__(self, shards: Sequence[Signed], likeness: Likeness) -> None:
@@ -122,8 +124,12 @@ class Seen:
         self._high: Any = numpy.zeros(len(self._texts), numpy.uint64)
         self._first: Any = numpy.full((len(self._texts), 2), -1, numpy.int64)
         """Shard and place in it of the first row that says the text."""
-        self._alike: dict[int, list[tuple[int, int]]] = {}
-        """The rows that have a key, as shard and place."""
+        self._last: Any = numpy.full(len(self._keys), -1, numpy.int64)
+        """The number of the last link of each key: the rows that have it are a chain."""
+        self._links = array("Q")
+        """The row of a link: 32 bits of shard, 32 of place."""
+        self._before = array("q")
+        """The link before each, or -1."""
 
     def rows(self, number: int) -> Iterator["Candidate"]:
         """Yield the rows of a shard, in their order, that have a number in common with others."""
@@ -141,11 +147,12 @@ class Seen:
             shard, place = self._first[row.text].tolist()
             if shard >= 0:
                 return self._match(shard, place, 1.0)
-        found = sorted({other for key in row.keys for other in self._alike.get(key, ())})
+        found = sorted({other for key in row.keys for other in self._alike(key)})
         if not found:
             return None
         own = self._shingles(row.shard, row.place)
-        for shard, place in found:
+        for other in found:
+            shard, place = divmod(other, 1 << 32)
             share = similarity(own, self._shingles(shard, place))
             if share >= self._likeness.threshold:
                 return self._match(shard, place, share)
@@ -157,7 +164,16 @@ class Seen:
             self._first[row.text] = row.shard, row.place
             self._high[row.text] = row.high
         for key in row.keys:
-            self._alike.setdefault(key, []).append((row.shard, row.place))
+            self._before.append(int(self._last[key]))
+            self._last[key] = len(self._links)
+            self._links.append((row.shard << 32) + row.place)
+
+    def _alike(self, key: int) -> Iterator[int]:
+        """Yield the rows that were added and have a key."""
+        link = int(self._last[key])
+        while link >= 0:
+            yield self._links[link]
+            link = self._before[link]
 
     def _match(self, shard: int, place: int, share: float) -> Match:
         found = self._shards[shard]

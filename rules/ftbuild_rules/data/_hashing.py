@@ -1,11 +1,15 @@
 """Where a row falls when a seed decides: by what it says, and by nothing beside it."""
 
+import hashlib
+import marshal
 from collections.abc import Mapping
 from typing import Any
 
 from ftbuild_rules.data._shards import SizedRow
 
 SPACE = 1 << 64
+_MARSHAL = 2
+"""The last version of the format that writes equal values as equal bytes."""
 
 
 def place_of(row: SizedRow, seed: int, copy: int = 0) -> int:
@@ -18,6 +22,11 @@ def place_of_text(text: str, seed: int) -> int:
     import xxhash
 
     return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"), seed=seed)
+
+
+def row_digest(row: dict[str, Any]) -> bytes:
+    """Return the SHA-256 of all that a row holds."""
+    return hashlib.sha256(marshal.dumps(row, _MARSHAL)).digest()
 
 
 def exact_counts(weights: Mapping[str, float], total: int) -> dict[str, int]:

@@ -6,6 +6,7 @@ token, so it ends at `tokens`. Each normal form has one fixed schema.
 {"messages": [{"role": "user", "content": "Hi"}, …], "tools": null, "metadata": "{\"id\":7}"}
 """
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -44,8 +45,9 @@ from ftbuild_rules.data._shards import SizedRow, size_row
 from ftbuild_rules.data._slices import is_part, part_of
 from ftbuild_rules.data._typed import typed
 from ftbuild_rules.data._write import finish_dataset, write_dataset
-from ftbuild_rules.formats._all import FORMATS, Formatting, normal_row
+from ftbuild_rules.formats._all import FORMATS, WITH_MESSAGES, Formatting, normal_row
 from ftbuild_rules.formats._prompt import Prompt, problem
+from ftbuild_rules.formats._roles import KEYS
 from ftbuild_rules.formats._words import BadRow, names
 
 _PROGRESS_ROWS = 10_000
@@ -89,7 +91,8 @@ class DatasetParams(Params):
 
     columns: dict[str, str] = Field(default={})
     """Other names for the format's columns: `columns = { messages = "dialog" }` reads the rows'
-    `dialog` as `messages`; a point reaches into an object: `"model.solution"`."""
+    `dialog` as `messages`; a point reaches into an object: `"model.solution"`. So are keys of
+    messages: `{ role = "speaker", content = "says" }`."""
 
     roles: dict[str, Literal["system", "user", "assistant", "tool"]] = Field(default={})
     """Other names for the roles of messages: `roles = { bot = "assistant" }`."""
@@ -124,6 +127,8 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: DatasetParams) -> None:
         AttributeProblem: the format has no such column, or no prompt.
     """
     known = FORMATS[params.format].COLUMNS
+    if params.format in WITH_MESSAGES:
+        known = (*known, *KEYS)
     for column in params.columns:
         if column not in known:
             raise AttributeProblem(
@@ -163,9 +168,14 @@ def _check_prompt(name: str, template: str, format_name: str) -> None:
 def dataset(ctx: Context, inputs: DatasetInputs, params: DatasetParams) -> None:
     """Read rows into their normal form, cut into shards by content."""
     _tell_of_others(ctx, inputs.source)
-    pieces = None if is_part(inputs.source) else pieces_of(inputs.source)
-    if pieces is not None and _by_pieces(ctx, inputs.source, params, pieces):
-        return
+    if not is_part(inputs.source):
+        expanded = ctx.scratch / "expanded"
+        try:
+            pieces = pieces_of(inputs.source, expanded)
+            if pieces is not None and _by_pieces(ctx, inputs.source, params, pieces):
+                return
+        finally:
+            shutil.rmtree(expanded, ignore_errors=True)
     rows = _rows(ctx, inputs.source, params)
     first = next(rows, None)
     if first is None:

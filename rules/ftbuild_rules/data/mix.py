@@ -8,8 +8,8 @@ Which rows are taken, and where each stands, follows from the seed and the row's
 an edited row changes the shard it is in, and no other row is taken or moved for it.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 from ftbuild.api import (
     AttributeProblem,
@@ -21,12 +21,12 @@ from ftbuild.api import (
     RuleError,
     rule,
 )
-from ftbuild_rules.data._arrow import PRELOAD, read_table, shard_paths
-from ftbuild_rules.data._hashing import exact_counts, place_of_text
-from ftbuild_rules.data._shards import SizedRow
-from ftbuild_rules.data._write import as_sized, form_of, read_index, sized_rows, write_dataset
-
-_BLOCK_ROWS = 512
+from ftbuild_rules.data._arrow import PRELOAD
+from ftbuild_rules.data._by_shard import write_pieces
+from ftbuild_rules.data._hashing import exact_counts
+from ftbuild_rules.data._order import Shuffled, place, sequential, sequential_rows
+from ftbuild_rules.data._shards import SMALL_ROWS
+from ftbuild_rules.data._write import form_of, read_index
 
 
 class MixInputs(Inputs):
@@ -71,20 +71,25 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: MixParams) -> None:
         raise AttributeProblem("repeat", "`repeat` has no meaning without `rows`", "add `rows`")
 
 
-@rule(version=1, output=Dataset, pins=("pyarrow",), preload=PRELOAD, check=check)
+@rule(version=1, output=Dataset, pins=("pyarrow",), preload=PRELOAD, check=check, cpus="all")
 def mix(ctx: Context, inputs: MixInputs, params: MixParams) -> None:
     """Mix datasets of one form, seeded and in exact proportions."""
     _check_names(inputs, params)
     form = _one_form(inputs)
     counts = _counts(inputs, params)
-    taken = _concatenated(
-        [
-            _taken(dataset, number, counts[name], params.seed)
-            for number, (name, dataset) in enumerate(inputs.datasets.items())
-        ]
+    draws = place(
+        ctx,
+        [(d, read_index(d)["rows"], counts[name]) for name, d in inputs.datasets.items()],
+        params.seed,
+        of="datasets",
     )
-    taken = taken[_order(taken, *(["place"] if params.order == "shuffled" else []))]
-    write_dataset(ctx, _rows(inputs, taken), form)
+    is_large = sum(counts.values()) > SMALL_ROWS
+    if params.order == "shuffled":
+        order = Shuffled(draws, ctx.scratch / "order")
+        pieces, rows = order.pieces, order.rows
+    else:
+        pieces, rows = sequential(draws), sequential_rows
+    write_pieces(ctx, pieces, rows, form, of=("datasets",), is_large=is_large)
     for name, count in counts.items():
         ctx.log(f"{name}: {count:,} of {read_index(inputs.datasets[name])['rows']:,} rows")
     ctx.facts(counts=counts)
@@ -143,62 +148,3 @@ def _counts(inputs: MixInputs, params: MixParams) -> dict[str, int]:
                 fix="lower `rows`, or its weight; `repeat = true` takes rows more than once",
             )
     return counts
-
-
-_ENTRY = [("place", "u8"), ("number", "u4"), ("row", "u8"), ("copy", "u4")]
-"""Where it falls, number of the dataset, row, copy: 24 bytes a row are all that memory holds."""
-
-
-def _taken(dataset: Dataset, number: int, count: int, seed: int) -> Any:
-    """Return the `count` rows that the seed puts first, after all rows as often as that is less."""
-    import numpy
-
-    fingerprints = numpy.fromiter((row.fingerprint for row in sized_rows(dataset)), numpy.uint64)
-    full, rest = divmod(count, len(fingerprints))
-    taken = [_entries(fingerprints, number, copy, seed) for copy in range(full)]
-    if rest:
-        last = _entries(fingerprints, number, full, seed)
-        taken.append(last[_order(last, "place")[:rest]])
-    return _concatenated(taken)
-
-
-def _entries(fingerprints: Any, number: int, copy: int, seed: int) -> Any:
-    import numpy
-
-    entries: Any = numpy.empty(len(fingerprints), _ENTRY)
-    places = (place_of_text(f"{fingerprint}:{copy}", seed) for fingerprint in fingerprints.tolist())
-    entries["place"] = numpy.fromiter(places, numpy.uint64, len(fingerprints))
-    entries["number"], entries["copy"] = number, copy
-    entries["row"] = numpy.arange(len(fingerprints))
-    return entries
-
-
-def _concatenated(parts: list[Any]) -> Any:
-    import numpy
-
-    return numpy.concatenate([numpy.empty(0, _ENTRY), *parts])
-
-
-def _order(entries: Any, *first: str) -> Any:
-    """Return the places of the entries by these columns, then by dataset, row and copy."""
-    import numpy
-
-    columns = [*first, "number", "row", "copy"]
-    return numpy.lexsort([entries[name] for name in reversed(columns)])
-
-
-def _rows(inputs: MixInputs, taken: Any) -> Iterator[SizedRow]:
-    """Yield the rows of all datasets that were taken, in the order of `taken`."""
-    import numpy
-    import pyarrow as pa
-
-    paths = [[read_table(p) for p in shard_paths(d.path)] for d in inputs.datasets.values()]
-    tables = [pa.concat_tables(shards) for shards in paths]
-    starts = [0]
-    for table in tables:
-        starts.append(starts[-1] + table.num_rows)
-    whole: Any = pa.concat_tables(tables)
-    for at in range(0, len(taken), _BLOCK_ROWS):
-        block = taken[at : at + _BLOCK_ROWS]
-        indices = numpy.array(starts, numpy.uint64)[block["number"]] + block["row"]
-        yield from map(as_sized, whole.take(pa.array(indices)).to_pylist())

@@ -26,7 +26,7 @@ from ftbuild_rules.formats import (
     unpaired,
 )
 from ftbuild_rules.formats._prompt import Prompt
-from ftbuild_rules.formats._roles import renamed
+from ftbuild_rules.formats._roles import KEYS, renamed, with_keys
 from ftbuild_rules.formats._words import BadRow, names
 
 # In the order in which a format is suggested for a row: the one that says most comes first.
@@ -46,6 +46,15 @@ FORMATS: dict[str, ModuleType] = {
 }
 _NEVER_SUGGESTED = ("completion", "prompts")
 """The one is another name, the other fits whatever has a prompt."""
+WITH_MESSAGES = (
+    "openai",
+    "sharegpt",
+    "preference",
+    "unpaired",
+    "prompt_completion",
+    "prompts",
+)
+"""Those whose rows may hold messages."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,11 @@ def normal_row(row: dict[str, Any], how: Formatting) -> dict[str, Any]:
     for column in how.module.NEEDED:
         if column not in given:
             raise _missing(row, column, found[column], how)
+    keys = {key: how.columns[key] for key in KEYS if key in how.columns}
+    if keys:
+        given = {
+            key: value if key == "tools" else with_keys(value, keys) for key, value in given.items()
+        }
     if how.roles:
         given = {key: renamed(value, how.roles) for key, value in given.items()}
     normal: dict[str, Any] = how.module.normalise(given)

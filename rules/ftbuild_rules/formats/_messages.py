@@ -300,8 +300,11 @@ def given_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-def messages_in(value: str) -> list[Any] | None:
-    """Return the messages that a text holds as JSON; None where it is a text like any other."""
+def messages_in(value: str, role: str = "role") -> list[Any] | None:
+    """Return the messages that a text holds as JSON; None where it is a text like any other.
+
+    `role` is the key that tells who says a message.
+    """
     if not value.lstrip().startswith("[") or not value.rstrip().endswith("]"):
         return None
     try:
@@ -309,7 +312,7 @@ def messages_in(value: str) -> list[Any] | None:
     except (RefusedError, ValueError, RecursionError):
         return None
     is_messages = found and all(
-        isinstance(item, dict) and ("role" in item or "from" in item) for item in found
+        isinstance(item, dict) and (role in item or "from" in item) for item in found
     )
     return found if is_messages else None
 

@@ -247,13 +247,9 @@ def _columns(rows: Reading, usual: str) -> dict[str, Any]:
     mapping = rows.table("message_property_mappings").values
     role = rows.take("message_field_role") or mapping.get("role", "role")
     content = rows.take("message_field_content") or mapping.get("content", "content")
-    known = (("role", "content"), ("from", "value"))
-    if (role, content) not in known:
-        raise rows.problem(
-            "message_property_mappings",
-            f"messages with `{role}` and `{content}` cannot be imported",
-            "ftbuild reads `role` and `content`, or `from` and `value`: rename them in the rows",
-        )
+    if (role, content) != ("from", "value"):
+        named = {"role": role, "content": content}
+        columns.update({key: name for key, name in named.items() if key != name})
     for name in mapping:
         if name not in ("role", "content"):
             rows.note("message_property_mappings", f"`{name}` of a message is read by that name")

@@ -168,6 +168,7 @@ def _lora(config: Reading) -> dict[str, Any]:
             raise config.problem(key, f"`{key}` is not given", f"write `{key}: …`")
     lora["dropout"] = config.number("lora_dropout") or None
     lora["target_modules"] = _targets(config)
+    lora["target_parameters"] = config.take("lora_target_parameters")
     lora["modules_to_save"] = config.take("lora_modules_to_save")
     lora["dora"] = config.take("peft_use_dora")
     lora["rslora"] = config.take("peft_use_rslora")

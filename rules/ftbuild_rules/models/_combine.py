@@ -11,23 +11,25 @@ What an adapter adds is its whole product B A, not A and B by themselves: so the
 adapters is what both of them beside the base would give.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 from ftbuild.api import hash_value
 from ftbuild_rules.models._adapter_delta import Delta
-from ftbuild_rules.models._ahead import Slot, Task
 from ftbuild_rules.models._apply import (
     changed_rows,
+    copied_rows,
     is_plain,
     needs_whole,
     pieces,
     product,
     require_finite,
+    start_of,
     summed_rows,
 )
+from ftbuild_rules.models._pool import Slot
 from ftbuild_rules.models._safetensors import StoredTensor, TensorSpec
 from ftbuild_rules.models._torch import TORCH_NAMES, load_rows, tensor_bytes
 
@@ -57,26 +59,38 @@ class Recipe:
         return any(name in part.by_name for part in self.parts)
 
 
-def merged_pieces(recipe: Recipe, weight: StoredTensor, spec: TensorSpec) -> list[Task]:
-    """Return functions that give the bytes of the weight `spec` of the merged model in turn.
+Values = Callable[[Slot], Iterable[Any]]
+"""Gives bytes in pieces, each valid until the next one is asked for."""
 
-    They raise:
+
+def merged_pieces(
+    recipe: Recipe, weight: StoredTensor, spec: TensorSpec
+) -> Iterator[tuple[int, Values]]:
+    """Yield where parts of the weight `spec` of the merged model begin, and what gives each.
+
+    That raises:
         RuleError: E0933: a value is not finite.
     """
+    if not recipe.changes(spec.name):
+        for rows in pieces(spec):
+            yield start_of(spec, rows), partial(copied_rows, weight, rows)
+        return
     found = [
         (part.by_name[spec.name], part.weight) for part in recipe.parts if spec.name in part.by_name
     ]
     is_single = len(recipe.parts) == 1 and recipe.method == "linear" and found[0][1] == 1.0
     whole = recipe.method != "linear" or any(needs_whole(delta) for delta, _ in found)
 
-    def piece(rows: tuple[int, int], slot: Slot) -> Any:
+    def piece(rows: tuple[int, int], slot: Slot) -> Iterable[Any]:
         if is_single and is_plain(found[0][0], weight, spec):
-            return tensor_bytes(summed_rows(found[0][0], weight, rows, slot))
-        if is_single:
-            return tensor_bytes(changed_rows(found[0][0], weight, spec, rows))
-        return tensor_bytes(_combined(recipe, found, weight, spec, rows))
+            yield from summed_rows(found[0][0], weight, rows, slot)
+        elif is_single:
+            yield tensor_bytes(changed_rows(found[0][0], weight, spec, rows))
+        else:
+            yield tensor_bytes(_combined(recipe, found, weight, spec, rows))
 
-    return [partial(piece, rows) for rows in pieces(spec, is_whole=whole)]
+    for rows in pieces(spec, is_whole=whole):
+        yield start_of(spec, rows), partial(piece, rows)
 
 
 def _combined(

@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,17 @@ class StoredTensor:
 
     def read_into(self, buffer: Any, *, offset: int = 0) -> None:
         """Fill `buffer` with its bytes from `offset` on."""
+        for _ in self.fill([buffer], offset=offset):
+            pass
+
+    def fill(self, buffers: Iterable[Any], *, offset: int = 0) -> Iterator[Any]:
+        """Fill one buffer after the other with its bytes from `offset` on; yield each, filled."""
         with self.file.open("rb") as file:
             file.seek(self.start + offset)
-            read = file.readinto(buffer)
-        if read != len(buffer):
-            raise damaged(self.file.name, f"`{self.spec.name}` ends early")
+            for buffer in buffers:
+                if file.readinto(buffer) != len(buffer):
+                    raise damaged(self.file.name, f"`{self.spec.name}` ends early")
+                yield buffer
 
     def blocks(self) -> Iterator[bytes]:
         """Yield its bytes in pieces of bounded size."""
@@ -151,6 +158,26 @@ def read_tensors(path: Path, name: str = "") -> tuple[StoredTensor, ...]:
 
 def write_tensors(path: Path, specs: Sequence[TensorSpec], values: Iterable[Iterable[Any]]) -> None:
     """Write a safetensors file: `values` yields, for each of `specs`, its bytes in pieces."""
+    with path.open("wb") as file:
+        file.write(_head(specs))
+        for spec, pieces in zip(specs, values, strict=True):
+            written = sum(file.write(piece) for piece in pieces)
+            assert written == spec.size_bytes, (spec, written)
+
+
+def write_head(path: Path, specs: Sequence[TensorSpec]) -> tuple[StoredTensor, ...]:
+    """Write a safetensors file but for the values; return where those of each of `specs` go."""
+    head = _head(specs)
+    starts = accumulate((spec.size_bytes for spec in specs), initial=len(head))
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(len(head) + sum(spec.size_bytes for spec in specs))
+    return tuple(
+        StoredTensor(spec, path, start) for spec, start in zip(specs, starts, strict=False)
+    )
+
+
+def _head(specs: Sequence[TensorSpec]) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for spec in specs:
@@ -162,8 +189,4 @@ def write_tensors(path: Path, specs: Sequence[TensorSpec], values: Iterable[Iter
         end += spec.size_bytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # so that the values are aligned in a memory map
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for spec, pieces in zip(specs, values, strict=True):
-            written = sum(file.write(piece) for piece in pieces)
-            assert written == spec.size_bytes, (spec, written)
+    return struct.pack("<Q", len(text)) + text

@@ -17,8 +17,9 @@ hold that sets it to false; the files are the same.
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ftbuild.api import (
@@ -36,18 +37,18 @@ from ftbuild.api import (
     rule,
 )
 from ftbuild_rules.models._adapter_delta import Delta, Deltas, read_deltas
-from ftbuild_rules.models._ahead import ahead
 from ftbuild_rules.models._card import CARDS, read_card, write_card
-from ftbuild_rules.models._combine import Method, Part, Recipe, merged_pieces
+from ftbuild_rules.models._combine import Method, Part, Recipe, Values, merged_pieces
 from ftbuild_rules.models._ends import EMBEDDINGS, Ends, ends
 from ftbuild_rules.models._files import INDEX_NAME, files_of, weight_files
 from ftbuild_rules.models._logits import compare_logits, logit_bound
 from ftbuild_rules.models._places import place
+from ftbuild_rules.models._pool import Slot, Task, run_all
 from ftbuild_rules.models._safetensors import (
     StoredTensor,
     TensorSpec,
     read_tensors,
-    write_tensors,
+    write_head,
 )
 from ftbuild_rules.quantization._dequantize import in_full
 from ftbuild_rules.quantization._pins import with_quantized
@@ -128,7 +129,7 @@ def _check_weights(kinds: Mapping[str, tuple[str, ...]], params: MergeParams, se
 
 
 @rule(
-    version=2,
+    version=3,
     output=Model,
     pins=with_quantized("torch", "peft"),
     preload=("torch", "transformers", "peft"),
@@ -154,12 +155,7 @@ def merge(ctx: Context, inputs: MergeInputs, params: MergeParams) -> None:
     changed = ends(deltas, stored, config)
     specs = {t.spec.name: t.spec for tensors in stored.values() for t in tensors}
     recipe = _recipe(inputs, params, deltas, specs, config, changed)
-    for number, (name, tensors) in enumerate(stored.items(), start=1):
-        if name in changed.added or any(recipe.changes(t.spec.name) for t in tensors):
-            _write_file(ctx, name, tensors, recipe, changed)
-        else:
-            ctx.link(files[name], name)
-        ctx.progress(number, len(stored))
+    _put_weights(ctx, files, stored, recipe, changed)
     _put_the_rest(ctx, model, adapters, config, changed)
     merged = {name for part in recipe.parts for name in part.by_name}
     facts: dict[str, Any] = {"merged_weights": len(merged)}
@@ -214,32 +210,51 @@ def _said(spec: TensorSpec | None) -> str:
     return "absent" if spec is None else str(spec.shape)
 
 
-def _write_file(
-    ctx: Context, name: str, tensors: tuple[StoredTensor, ...], recipe: Recipe, changed: Ends
+def _put_weights(
+    ctx: Context,
+    files: Mapping[str, Path],
+    stored: Mapping[str, tuple[StoredTensor, ...]],
+    recipe: Recipe,
+    changed: Ends,
 ) -> None:
-    """Write one file of the merged model; a new output layer goes behind the embedding."""
-    added = changed.added.get(name)
+    """Write the files that hold weights of the merged model, and link those that stay the same."""
+    queues = []
+    for name, tensors in stored.items():
+        if name in changed.added or any(recipe.changes(t.spec.name) for t in tensors):
+            queues.append(list(_writing(ctx.out / name, tensors, recipe, changed)))
+        else:
+            ctx.link(files[name], name)
+    # What draws random values does so in turn.
+    workers = ctx.cpus if recipe.method == "linear" else 1
+    num_tasks = sum(map(len, queues))
+    for number, _ in enumerate(run_all(queues, workers=workers), start=1):
+        ctx.progress(number, num_tasks)
+
+
+def _writing(
+    path: Path, tensors: tuple[StoredTensor, ...], recipe: Recipe, changed: Ends
+) -> Iterator[Task]:
+    """Begin a file of the merged model; yield what is to be done until it is whole.
+
+    A new output layer goes behind the embedding.
+    """
+    added = changed.added.get(path.name)
     plan: list[tuple[TensorSpec, StoredTensor]] = []
     for tensor in tensors:
         plan.append((changed.resized.get(tensor.spec.name, tensor.spec), tensor))
         if added is not None and tensor.spec.name.endswith(EMBEDDINGS):
             plan.append((added, tensor))
 
-    work = {
-        spec.name: merged_pieces(recipe, tensor, spec)
-        for spec, tensor in plan
-        if recipe.changes(spec.name)
-    }
-    # What draws random values does so in turn.
-    workers = ctx.cpus if recipe.method == "linear" else 1
-    computed = ahead((task for tasks in work.values() for task in tasks), workers=workers)
+    def write(at: int, values: Values, slot: Slot) -> None:
+        with path.open("r+b") as file:
+            file.seek(at)
+            for piece in values(slot):
+                file.write(piece)
 
-    def values() -> Iterator[Iterable[Any]]:
-        for spec, tensor in plan:
-            tasks = work.get(spec.name)
-            yield tensor.blocks() if tasks is None else islice(computed, len(tasks))
-
-    write_tensors(ctx.out / name, [spec for spec, _ in plan], values())
+    written = write_head(path, [spec for spec, _ in plan])
+    for to, (spec, tensor) in zip(written, plan, strict=True):
+        for start, values in merged_pieces(recipe, tensor, spec):
+            yield partial(write, to.start + start, values)
 
 
 def _put_the_rest(

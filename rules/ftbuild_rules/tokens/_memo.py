@@ -12,8 +12,6 @@ goes with it. There is no second copy of any token, and no byte of an artifact d
     fd61a03af4f77d870fc21e05e7e80678…       1         -1     0    to be tokenized again
 """
 
-import hashlib
-import marshal
 import mmap
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -21,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftbuild_rules.data._arrow import open_table
+from ftbuild_rules.data._arrow import map_file, open_table
 
 NAME = "rows"
 """The file beside a shard's tokens."""
@@ -30,8 +28,6 @@ AGAIN = -1
 DROPPED, TRUNCATED, SPLIT = 1, 2, 4
 
 _HEAD = b"ftbuild rows 1\n\0"
-_MARSHAL = 2
-"""The last version of the format that writes equal values as equal bytes."""
 _BUCKET_BITS = 20
 """A million rows are sorted in memory at a time: 16 MiB."""
 _MOST_OPEN = 4096
@@ -53,13 +49,8 @@ class Known:
     """What a row became in an earlier build."""
 
     documents: list[Any]
-    """A value for each column of each document; ids lie in the earlier build's file."""
+    """A value for each column of each document."""
     fate: int
-
-
-def row_digest(row: dict[str, Any]) -> bytes:
-    """Return the SHA-256 of all that a row says."""
-    return hashlib.sha256(marshal.dumps(row, _MARSHAL)).digest()
 
 
 def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
@@ -118,7 +109,10 @@ class RowMemo:
             self._places = numpy.memmap(index / "places", "<u8", "r")
 
     def find(self, digests: Sequence[bytes]) -> dict[int, Known]:
-        """Return what is known of rows, by their places among `digests`."""
+        """Return what is known of rows, by their places among `digests`.
+
+        Afterwards no page of the files that were looked into is held in memory.
+        """
         import numpy
 
         wanted = numpy.frombuffer(b"".join(digests), numpy.dtype([("p", "<u8"), ("r", "V24")]))["p"]
@@ -132,13 +126,10 @@ class RowMemo:
             known = self._shard(number).known(row, digests[hits[hit]])
             if known is not None:
                 found[int(hits[hit])] = known
-        return found
-
-    def let_go(self) -> None:
-        """Take the files that were looked into out of memory; they are mapped again if need be."""
         for shard in self._used.values():
             shard.let_go()
         self._used = {}
+        return found
 
     def _shard(self, number: int) -> "_Shard":
         shard = self._open.pop(number, None) or _Shard(self._folders[number], self._columns)
@@ -205,7 +196,7 @@ class _Shard:
     def __init__(self, folder: Path, columns: Sequence[str]) -> None:
         import numpy
 
-        self._maps = [_mapped(folder / name) for name in (NAME, "shard.arrow")]
+        self._maps = [map_file(folder / name) for name in (NAME, "shard.arrow")]
         self._rows = _read_outcomes(self._maps[0])
         table = open_table(self._maps[1])
         self._columns = [_Column(table, name) for name in columns]
@@ -242,7 +233,9 @@ class _Column:
     def __init__(self, table: Any, name: str) -> None:
         import pyarrow as pa
 
-        column = table.column(name).combine_chunks()
+        chunks = table.column(name)
+        # Of one batch there is one chunk, which `combine_chunks` would copy.
+        column = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
         self.values, self.starts = column, None
         if pa.types.is_list(column.type):
             self.values = column.values.to_numpy()
@@ -257,9 +250,4 @@ class _Column:
     def value(self, number: int) -> Any:
         if self.starts is None:
             return self.values[number].as_py()
-        return self.values[self.starts[number] : self.starts[number + 1]]
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self.values[self.starts[number] : self.starts[number + 1]].copy()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ftbuild_rules.data._arrow import read_table, rows_of, write_batch
+from ftbuild_rules.data._hashing import row_digest
 from ftbuild_rules.tokens._findings import Findings
 from ftbuild_rules.tokens._forms import FORMS, TokenForm
 from ftbuild_rules.tokens._memo import (
@@ -15,7 +16,6 @@ from ftbuild_rules.tokens._memo import (
     TRUNCATED,
     Outcome,
     RowMemo,
-    row_digest,
     write_outcomes,
 )
 from ftbuild_rules.tokens._pack import Packing, pack
@@ -50,8 +50,6 @@ def tokenize_shard(
     arrays = [_column(name, [row[place] for row in found]) for place, name in enumerate(columns)]
     write_batch(out / "shard.arrow", pa.RecordBatch.from_arrays(arrays, names=list(columns)))
     write_outcomes(out / NAME, shard.outcomes(numbers, are_together=packing is None))
-    if memo is not None:
-        memo.let_go()
     tally = shard.tally
     return {
         "input_rows": rows.num_rows,

@@ -4,12 +4,14 @@ from typing import Any
 
 from ftbuild.api import File, Tokens
 from ftbuild_rules.training import _arguments, _loop, _policy, _run
+from ftbuild_rules.training._launch import is_launched
 from ftbuild_rules.training._reference import (
     Reference,
     ReferencedInputs,
     read_reference,
     require_still_base,
 )
+from ftbuild_rules.training._sharding import mean_of_all
 
 
 def train_pairs(
@@ -33,6 +35,12 @@ def train_pairs(
         def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
             return dataset
 
+        def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+            self.loss_weights = _weighed(weights, losses, inputs["completion_mask"])
+            return super()._compute_loss(model, inputs, return_outputs)
+
+    losses = settings["loss_type"]
+    weights = settings.get("loss_weights") or [1.0] * len(losses)
     trainer = _loop.watched(Pretokenized, run, zero_is_wrong=zero_is_wrong)(
         model=_policy.load_policy(run),
         ref_model=None if inputs.reference is not None else second_copy(run),
@@ -45,6 +53,18 @@ def train_pairs(
     )
     _loop.train(run, trainer)
     _loop.save(run, trainer.model)
+
+
+def _weighed(weights: list[float], losses: list[str], mask_BT: Any) -> list[Any]:
+    """Return the weights with which the losses are those of one process that has all rows.
+
+    TRL's `sft` is a mean over the tokens of the chosen sides, of which each process has others.
+    """
+    if "sft" not in losses or not is_launched():
+        return weights
+    count = mask_BT.chunk(2)[0][:, 1:].sum()
+    share = count / mean_of_all(count)
+    return [w * share if loss == "sft" else w for w, loss in zip(weights, losses, strict=True)]
 
 
 def _rows(run: _run.Run, inputs: ReferencedInputs, ld_alpha: float | None) -> Any:

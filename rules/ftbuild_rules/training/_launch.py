@@ -97,6 +97,33 @@ def check_whole(launch: Launch) -> None:
         )
 
 
+_ROWS = "`fsdp` cannot share out single rows of an embedding, as `trainable_tokens` trains them"
+_ROWS_FIX = 'set `strategy = "ddp"` or "deepspeed"; or train the embedding whole'
+
+
+def check_rows_whole(launch: Launch) -> None:
+    """Refuse a strategy that cuts embeddings, for those of which some rows are trained.
+
+    Raises:
+        AttributeProblem: it is such a one.
+    """
+    if launch.strategy == "fsdp":
+        raise AttributeProblem("launch", _ROWS, _ROWS_FIX)
+
+
+def require_rows_whole(launch: Launch | None, adapter: Path) -> None:
+    """Refuse the same for an adapter that is continued.
+
+    Raises:
+        RuleError: E0952.
+    """
+    if launch is None or launch.strategy != "fsdp":
+        return
+    path = adapter / "adapter_config.json"
+    if path.exists() and json.loads(path.read_bytes()).get("trainable_token_indices"):
+        raise RuleError(_ROWS, code="E0952", where=Place(path=path.name), fix=_ROWS_FIX)
+
+
 class Started(Protocol):
     """A training that is ready to be started."""
 
@@ -172,8 +199,9 @@ def _run(ctx: Context, launch: Launch, folder: Path, *, threads: int) -> None:
         nproc_per_node=launch.processes,
         run_id="launch",
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
+        # Not by name: in a sandbox there is no file that says what `localhost` is.
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
         max_restarts=0,
         shutdown_timeout=1,  # seconds that the others have once one failed; nothing to save then
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),

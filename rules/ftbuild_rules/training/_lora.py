@@ -53,6 +53,9 @@ class Lora(Params):
     target_modules: str | tuple[str, ...] = "all-linear"
     """The layers to adapt: a list of names, a regular expression that a layer's whole name must
     match (`".*[.](q|v)_proj"`), or `all-linear`: all but the output layer."""
+    target_parameters: tuple[str, ...] = ()
+    """Weights to adapt that no layer of their own holds, such as those of the experts of a
+    mixture: `["experts.gate_up_proj", "experts.down_proj"]`."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) instead (arXiv:2312.03732)."""
     dora: bool = False
@@ -108,6 +111,7 @@ def lora_config(
             lora_alpha=_whole(lora.alpha),
             lora_dropout=lora.dropout,
             target_modules=targets if isinstance(targets, str) else list(targets),
+            target_parameters=list(lora.target_parameters) or None,
             use_rslora=lora.rslora,
             use_dora=lora.dora,
             init_lora_weights=_init(lora),

@@ -23,16 +23,16 @@ def require_machine(params: Asked) -> None:
     """
     if params.attention == "flash_attention_2":
         _require_library("flash_attn", "FlashAttention", "flash-attn", 'set `attention = "sdpa"`')
-        _require_gpu('`attention = "flash_attention_2"`', 'set `attention = "sdpa"`')
+        require_gpu('`attention = "flash_attention_2"`', 'set `attention = "sdpa"`')
     if getattr(params, "liger", False):
         _require_library("liger_kernel", "Liger", "liger", "remove `liger`")
-        _require_gpu("`liger = true`", "remove it")
+        require_gpu("`liger = true`", "remove it")
     optimizer = getattr(params, "optimizer", "")
     if optimizer.startswith("paged_"):
         same = optimizer.removeprefix("paged_").replace("adamw_32bit", "adamw_torch")
-        _require_gpu(f'`optimizer = "{optimizer}"`', f'set `optimizer = "{same}"`')
+        require_gpu(f'`optimizer = "{optimizer}"`', f'set `optimizer = "{same}"`')
     if params.dtype == "float16":
-        _require_gpu('`dtype = "float16"`', 'set `dtype = "float32"`, or "bfloat16"')
+        require_gpu('`dtype = "float16"`', 'set `dtype = "float32"`, or "bfloat16"')
     if params.dtype == "bfloat16":
         _require_bfloat16()
 
@@ -46,7 +46,12 @@ def _require_library(module: str, name: str, extra: str, instead: str) -> None:
         )
 
 
-def _require_gpu(what: str, instead: str) -> None:
+def require_gpu(what: str, instead: str) -> None:
+    """Refuse what works on a GPU alone where there is none.
+
+    Raises:
+        RuleError: E0954.
+    """
     import torch
 
     if not torch.cuda.is_available():

@@ -43,6 +43,7 @@ TRAINING_NAMES = {
     "lora_alpha": "lora.alpha",
     "lora_dropout": "lora.dropout",
     "lora_target_modules": "lora.target_modules",
+    "lora_target_parameters": "lora.target_parameters",
     "lora_modules_to_save": "lora.modules_to_save",
     "additional_target": "lora.modules_to_save",
     "peft_use_dora": "lora.dora",

@@ -38,6 +38,8 @@ def reporter(
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             trainer.rows_of_step = []
+            scaler = trainer.accelerator.scaler
+            trainer.scale_of_step = 1.0 if scaler is None else scaler.get_scale()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             may_save = state.global_step < state.max_steps and state.global_step % every == 0
@@ -74,12 +76,28 @@ def _metrics_of(run: Run, trainer: Any, logs: dict[str, Any]) -> dict[str, float
         RuleError: E0910: its gradient is NaN or infinite.
     """
     norm = logs.get("grad_norm") or 0.0
-    if not math.isfinite(norm):
-        what = f"gradient has the norm {norm}"
-        raise bad_step(run, trainer.state.global_step, what, rows=trainer.rows_of_step)
     metrics = {k: float(v) for k, v in logs.items() if isinstance(v, int | float)}
     metrics.pop("epoch", None)
+    if math.isfinite(norm):
+        return metrics
+    if not _was_left_out(trainer):
+        what = f"gradient has the norm {norm}"
+        raise bad_step(run, trainer.state.global_step, what, rows=trainer.rows_of_step)
+    metrics.pop("grad_norm")
     return metrics
+
+
+def _was_left_out(trainer: Any) -> bool:
+    """Say whether the step was left out for a loss that was scaled too high, as in float16.
+
+    The scale begins high and is lowered each time; below 1 the gradient itself is at fault.
+    """
+    accelerator = trainer.accelerator
+    if accelerator.scaler is None:  # DeepSpeed has its own, which gives up by itself
+        return bool(accelerator.optimizer_step_was_skipped)
+    # Accelerate does not see it where the optimizer is a fused one.
+    scale: float = accelerator.scaler.get_scale()
+    return 1 <= scale < trainer.scale_of_step
 
 
 def _tell_evaluation(run: Run, state: Any, logs: dict[str, float]) -> dict[str, float]:

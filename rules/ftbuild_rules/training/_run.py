@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from ftbuild.api import Adapter, Context, Model, RewardModel, Tokens
 from ftbuild_rules.quantization._dequantize import Base
+from ftbuild_rules.training._launch import is_launched, require_rows_whole
 from ftbuild_rules.training._lora import Rows, require_base, require_source
 from ftbuild_rules.training._machine import require_machine
 from ftbuild_rules.training._settings import TrainingParams
@@ -66,13 +67,15 @@ def prepare(
 
     Raises:
         RuleError: E0901 to E0907: tokens, model and adapter do not belong together; E0950: nor
-            does the `lora` table; E0951, E0954: this machine cannot do what is asked for.
+            does the `lora` table; E0951, E0952, E0954: this machine
+            cannot do what is asked for.
     """
     require_machine(params)
     if inputs.quantized_from is not None:
         require_source(inputs.quantized_from, inputs.model)
     if inputs.adapter is not None:
         require_base(inputs.adapter, inputs.model)
+        require_rows_whole(params.launch, inputs.adapter.path)
     given = [tokens for tokens in (inputs.data, inputs.eval_data) if tokens is not None]
     rows = [read_tokens(tokens, form, rule=rule) for tokens in given]
     for each in rows:
@@ -80,8 +83,15 @@ def prepare(
         if not params.other_template:
             require_template(each, inputs.model, inputs.adapter)
     require_one_template(rows)
-    token_rows = None if params.lora is None else require_targets(params.lora, inputs.model)
+    warn = ctx.warn if not is_launched() else _say_nothing  # who started the processes has said it
+    token_rows = (
+        None if params.lora is None else require_targets(params.lora, inputs.model, warn=warn)
+    )
     return Run(ctx, inputs, params, rows[0], rows[1] if len(rows) > 1 else None, rule, token_rows)
+
+
+def _say_nothing(_: str) -> None:
+    """Take a warning that was given already."""
 
 
 class Fixed(Protocol):

@@ -16,7 +16,12 @@ from ftbuild.api import (
     Tokens,
 )
 from ftbuild_rules.quantization._pins import LIBRARY, is_quantized
-from ftbuild_rules.training._launch import Launch, check_launch, check_whole
+from ftbuild_rules.training._launch import (
+    Launch,
+    check_launch,
+    check_rows_whole,
+    check_whole,
+)
 from ftbuild_rules.training._lora import Lora
 from ftbuild_rules.training._optimizer import check_optimizer, require_known
 from ftbuild_rules.training._other_tools import TRAINING_NAMES, TRAINING_REMEDIES
@@ -215,10 +220,17 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: Any) -> None:
     if params.lora is not None:
         _check_lora(params.lora)
     _check_loftq(kinds, params.lora)
-    if params.launch is not None:
-        check_launch(params.launch, keep=params.keep)
-        if "quantized_model" in kinds["model"]:
-            check_whole(params.launch)
+    _check_processes(kinds, params)
+
+
+def _check_processes(kinds: Mapping[str, tuple[str, ...]], params: Any) -> None:
+    if params.launch is None:
+        return
+    check_launch(params.launch, keep=params.keep)
+    if params.lora is not None and params.lora.trainable_tokens:
+        check_rows_whole(params.launch)
+    if "quantized_model" in kinds["model"]:
+        check_whole(params.launch)
 
 
 def _check_schedule(params: Any) -> None:
@@ -236,7 +248,7 @@ def _check_schedule(params: Any) -> None:
 
 def _check_lora(lora: Lora) -> None:
     targets = lora.target_modules
-    if not targets:
+    if not targets and not lora.target_parameters:
         raise AttributeProblem("lora", "`lora.target_modules` is empty", 'write "all-linear"')
     if isinstance(targets, str):
         try:

@@ -25,6 +25,7 @@ def strategy_arguments(launch: Launch | None) -> dict[str, Any]:
             "gradient_accumulation_steps": "auto",
             "gradient_clipping": "auto",
             "bf16": {"enabled": "auto"},
+            "fp16": {"enabled": "auto"},
             **launch.settings,
         }
         config.setdefault("zero_optimization", {"stage": 2})

@@ -43,6 +43,7 @@ Loss = Literal[
     "sft",
     "sigmoid_norm",
 ]
+_SORTED = ("aot", "aot_unpaired")
 SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")
 """The losses in which `label_smoothing` stands."""
 
@@ -109,6 +110,12 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: DpoParams) -> None:
             "`sft` alone prefers nothing: it is the likelihood of the chosen completions",
             'name another beside it, as in `loss = ["sigmoid", "sft"]`; or use the rule `sft`',
         )
+    if params.launch is not None and (own := [loss for loss in losses if loss in _SORTED]):
+        raise AttributeProblem(
+            "launch",
+            f"`{own[0]}` sorts the pairs of a micro-batch, and no process sees those of the others",
+            "remove `launch`, or name another `loss`",
+        )
 
 
 def _check_weights(params: DpoParams) -> None:
@@ -131,7 +138,7 @@ def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-@rule(version=2, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
+@rule(version=3, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def dpo(ctx: Context, inputs: DpoInputs, params: DpoParams) -> None:
     """Train a model, or an adapter of it, to prefer the chosen completions.
 

@@ -32,6 +32,7 @@ from ftbuild.api import (
 )
 from ftbuild_rules.training import _arguments, _loop, _policy, _run, _settings
 from ftbuild_rules.training._grpo import trainer_class
+from ftbuild_rules.training._machine import require_gpu
 from ftbuild_rules.training._other_tools import PREFERENCE_NAMES
 from ftbuild_rules.training._reference import (
     moves_base,
@@ -244,7 +245,7 @@ def _require_vllm(params: GrpoParams) -> None:
     """Refuse to draw by another vLLM than the one that is asked for, and in the key.
 
     Raises:
-        RuleError: E0917.
+        RuleError: E0917; E0954: there is no GPU.
     """
     if params.vllm is None:
         return
@@ -260,6 +261,7 @@ def _require_vllm(params: GrpoParams) -> None:
             where=Place(path="vllm"),
             fix=f"pip install vllm=={params.vllm}; or remove `vllm`, and Transformers draws",
         )
+    require_gpu("`vllm`", "remove it, and Transformers draws")
 
 
 def _require_group(run: _run.Run, params: GrpoParams) -> None:

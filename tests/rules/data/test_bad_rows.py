@@ -21,6 +21,7 @@ def message_of(directory: Path, content: bytes, format_name: str, name: str = "r
     return caught.value.render().replace(f"{directory}/", "")
 
 
+@pytest.mark.fault("54", "a row without end")
 @pytest.mark.parametrize("opening", [b"", b"["])
 def test_row_without_end_is_refused_before_it_fills_the_memory(
     opening: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -108,7 +108,7 @@ def test_few_rows_are_cut_finely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_chunks_are_all_of_the_file_in_whole_lines(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(lines_of(300)))
-    chunks = pieces_of(source(file))
+    chunks = pieces_of(source(file), tmp_path / "scratch")
     assert chunks is not None
     assert len(chunks) > 5
     assert [c.offset for c in chunks[1:]] == [c.offset + c.size for c in chunks[:-1]]
@@ -138,7 +138,7 @@ def test_edit_of_one_row_reads_one_piece_again(tmp_path: Path, edit: str) -> Non
 def test_what_is_not_lines_from_the_start_is_read_in_one_pass(tmp_path: Path, start: str) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(start)
-    assert pieces_of(source(file)) is None
+    assert pieces_of(source(file), tmp_path / "scratch") is None
 
 
 def test_bad_rows_are_named_by_file_and_line(
@@ -235,7 +235,7 @@ def test_pieces_of_other_sources_give_the_dataset_of_one_pass(
     lines = lines_of(700)
     WRITERS[name](tmp_path / name, [json.loads(line) for line in lines])
     given = source(tmp_path / name)
-    pieces = pieces_of(given)
+    pieces = pieces_of(given, tmp_path / "scratch")
     assert pieces is not None
     assert len(pieces) >= 5
     ctx = context(tmp_path)

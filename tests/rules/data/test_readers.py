@@ -247,6 +247,7 @@ def test_rest_of_a_file_that_cannot_be_read_is_never_dropped(tmp_path: Path) -> 
         build(tmp_path, tmp_path / "rows.json", on_error="drop")
 
 
+@pytest.mark.fault("54", "a line of a gigabyte")
 def test_line_of_a_gigabyte_is_refused_in_bounded_memory(tmp_path: Path) -> None:
     for name in ("rows.jsonl", "rows.csv", "rows.txt"):
         with open(tmp_path / name, "wb") as file:

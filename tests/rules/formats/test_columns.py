@@ -66,6 +66,38 @@ def test_roles_are_renamed(as_text: bool, tmp_path: Path) -> None:
     assert texts(found["messages"]) == [("user", "Hi"), ("assistant", "Hello")]
 
 
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize("format_name", ["openai", "sharegpt"])
+def test_keys_of_messages_are_renamed(as_text: bool, format_name: str, tmp_path: Path) -> None:
+    messages: Any = [{"who": "user", "says": "Hi"}, {"who": "bot", "says": "Hello", "train": False}]
+    row = {"log": json.dumps(messages) if as_text else messages}
+    main = {"openai": "messages", "sharegpt": "conversations"}[format_name]
+    columns = {main: "log", "role": "who", "content": "says"}
+    roles = {"bot": "assistant"}
+    found = rows_of(tmp_path, row, format=format_name, columns=columns, roles=roles)
+    assert texts(found["messages"]) == [("user", "Hi"), ("assistant", "Hello")]
+    assert found["messages"][1]["train"] is False
+    assert found["metadata"] == "{}"
+
+
+def test_keys_of_the_messages_of_a_pair_are_renamed(tmp_path: Path) -> None:
+    row = {
+        "prompt": [{"role": "user", "text": "Hi"}],
+        "chosen": {"role": "assistant", "text": "Hello"},
+        "rejected": [{"role": "assistant", "text": "What?"}],
+    }
+    found = rows_of(tmp_path, row, format="preference", columns={"content": "text"})
+    assert texts(found["prompt"]) == [("user", "Hi")]
+    assert texts(found["chosen"]) == [("assistant", "Hello")]
+    assert texts(found["rejected"]) == [("assistant", "What?")]
+
+
+def test_message_with_both_keys_is_an_error(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "who": "Ann", "content": "Hi"}]}
+    with pytest.raises(RuleError, match="a message has both `who`, `role`"):
+        rows_of(tmp_path, row, format="openai", columns={"role": "who"})
+
+
 PROMPT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 NO_INPUT = "### Instruction:\n{instruction}\n\n### Response:\n"
 

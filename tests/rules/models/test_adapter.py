@@ -114,6 +114,7 @@ def test_template_of_the_adapter_is_kept(tmp_path: Path, copy: Path, model: Arti
     assert (made.path / "chat_template.jinja").read_text() == "{{ messages }}"
 
 
+@pytest.mark.fault("46", "pickled weights of an adapter")
 def test_pickled_weights_are_refused(tmp_path: Path, copy: Path, model: Artifact) -> None:
     (copy / WEIGHTS).rename(copy / "adapter_model.bin")
     assert refused(tmp_path, copy, model) == (

@@ -96,6 +96,7 @@ def test_unknown_template_name_is_refused(model: Path, tmp_path: Path) -> None:
     assert caught.value.what == "there is no chat template `chatmll`"
 
 
+@pytest.mark.fault("46", "pickled weights of a model")
 def test_pickled_weights_are_refused(model: Path, tmp_path: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     with pytest.raises(RuleError) as caught:

@@ -78,6 +78,7 @@ def test_code_is_refused_until_it_is_named_and_then_runs_in_every_rule(
             assert (trained.path / "modeling_mine.py").read_text() == CODE
 
 
+@pytest.mark.fault("47", "code of a model that is not named")
 @pytest.mark.parametrize("target", ["someone/repo--modeling_mine.MineConfig", "other.MineConfig"])
 def test_class_that_is_in_no_named_file_is_refused(tmp_path: Path, own: Path, target: str) -> None:
     config = json.loads((own / "config.json").read_text())
@@ -120,6 +121,7 @@ def test_pickled_weights_are_taken_by_their_digest_alone(tmp_path: Path, is_tied
         assert torch.equal(again[name], tensor)
 
 
+@pytest.mark.fault("46", "a pickle that runs code")
 def test_pickle_that_runs_code_is_refused_even_if_it_is_allowed(tmp_path: Path) -> None:
     import os
     import pickle

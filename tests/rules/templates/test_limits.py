@@ -44,6 +44,7 @@ def test_text_and_turns_come_from_the_child() -> None:
     assert found.text[slice(*turn.eot)] == "<|im_end|>"
 
 
+@pytest.mark.fault("48", "a template that never ends")
 @pytest.mark.parametrize(
     "bomb",
     [
@@ -67,6 +68,7 @@ def test_template_that_never_ends_is_ended(bomb: str) -> None:
     renderer.close()
 
 
+@pytest.mark.fault("48", "a template that never ends")
 def test_bomb_that_goes_off_while_it_compiles() -> None:
     renderer = limited("{{ 9 ** (9 ** 9) }}")
     with pytest.raises(LimitError, match=r"^it runs for more than 2 s$") as caught:
@@ -74,6 +76,7 @@ def test_bomb_that_goes_off_while_it_compiles() -> None:
     assert caught.value.place == -1
 
 
+@pytest.mark.fault("48", "a template that grows without end")
 @pytest.mark.parametrize(
     ("bomb", "why"),
     [
@@ -95,6 +98,7 @@ def test_template_that_grows_without_end_is_refused(bomb: str, why: str) -> None
     assert ask(text, "a" * 1000, "b") == [why, "fine"]
 
 
+@pytest.mark.fault("48", "a template that reaches for Python")
 @pytest.mark.parametrize(
     "escape",
     [
@@ -120,6 +124,7 @@ def test_template_stays_in_its_sandbox(escape: str) -> None:
     assert "unsafe" in why or "undefined" in why or "has no attribute" in why
 
 
+@pytest.mark.fault("48", "a template that reads a file")
 @pytest.mark.parametrize("tag", ["{% include '/etc/passwd' %}", "{% import 'os' as os %}"])
 def test_template_reads_no_file(tag: str) -> None:
     assert ask(tag) == ["line 1: no loader for this environment specified"]

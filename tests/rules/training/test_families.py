@@ -45,6 +45,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {},
     "gemma": {"head_dim": 8},
     "gemma2": {"head_dim": 8},
+    "gemma3_text": {"head_dim": 8},
     "gptj": GPTJ,
     "gpt_neox": {},
 }

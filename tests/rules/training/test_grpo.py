@@ -420,6 +420,23 @@ def test_vllm_of_another_version_is_refused(
     )
 
 
+def test_vllm_without_a_gpu_is_refused(
+    tmp_path: Path, model: Artifact, prompts: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package of that name and version, which is all that is looked at before."""
+    import importlib
+
+    about = tmp_path / "vllm-0.0.1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.0.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    inputs = {"model": model, "data": prompts, "rewards": (function(tmp_path, EVEN, "even"),)}
+    assert said(tmp_path, inputs, vllm="0.0.1")[0] == (
+        "error[E0954]: `vllm` needs a GPU, and this action has none"
+    )
+
+
 def test_reward_models_that_cannot_judge_are_refused(
     tmp_path: Path, model: Artifact, prompts: Artifact
 ) -> None:

@@ -129,9 +129,11 @@ def test_processes_hold_what_they_claim_and_follow_the_curve_of_one(
 
 
 def test_preferences_in_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
+    """The likelihood beside the preference is a mean over tokens, of which each has others."""
     inputs = inputs_of(tmp_path, pairs=True)
-    one, alone = train(tmp_path, dpo, inputs, batch_size=8, lora=LORA)
-    two, ctx = train(tmp_path, dpo, inputs, launch=DDP, lora=LORA)
+    params = {"loss": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "lora": LORA}
+    one, alone = train(tmp_path, dpo, inputs, batch_size=8, **params)
+    two, ctx = train(tmp_path, dpo, inputs, launch=DDP, **params)
     assert losses(ctx) == pytest.approx(losses(alone), abs=1e-4)
     assert ctx.warnings == []
     same_layout(one, two)
@@ -184,6 +186,38 @@ def test_quantized_base_under_deepspeed_shares_the_states_of_its_adapter(tmp_pat
     assert losses(ctx) == pytest.approx(losses(alone), abs=1e-4)
     held, total = ctx.known["launch"]["optimizer_held"], ctx.known["launch"]["optimizer"]
     assert max(held) < total * 0.75
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launch", "init"),
+    [(FSDP, "corda"), pytest.param(ZERO2, "loftq", marks=needs_deepspeed)],
+)
+def test_start_that_follows_from_more_than_the_weights_is_that_of_one_process(
+    tmp_path: Path, launch: dict[str, Any], init: str
+) -> None:
+    """CorDA takes its start out of the base before that is cut, and LoftQ makes up for it."""
+    inputs = quantized_inputs(tmp_path)
+    whole = artifact(Model, tmp_path / "model")
+    inputs = {**inputs, "quantized_from": whole} if init == "loftq" else {**inputs, "model": whole}
+    lora = {**LORA, "init": init}
+    one, alone = train(tmp_path, sft, inputs, batch_size=8, lora=lora)
+    two, ctx = train(tmp_path, sft, inputs, launch=launch, lora=lora)
+    assert losses(ctx) == pytest.approx(losses(alone), abs=1e-4)
+    same_layout(one, two)
+
+
+def test_single_rows_of_an_embedding_cannot_be_shared_out(tmp_path: Path) -> None:
+    inputs = inputs_of(tmp_path)
+    lora = {**LORA, "trainable_tokens": [7]}
+    what = "`fsdp` cannot share out single rows of an embedding, as `trainable_tokens` trains them"
+    with pytest.raises(AttributeProblem) as refused:
+        train(tmp_path, sft, inputs, launch=FSDP, lora=lora)
+    assert refused.value.what == what
+    adapter, _ = train(tmp_path, sft, inputs, lora=lora)
+    with pytest.raises(RuleError) as caught:
+        train(tmp_path, sft, {**inputs, "adapter": adapter}, launch=FSDP)
+    assert (caught.value.problems[0].code, caught.value.problems[0].what) == ("E0952", what)
 
 
 @pytest.mark.parametrize(

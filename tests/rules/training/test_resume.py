@@ -146,14 +146,24 @@ def test_another_process_in_another_folder_gives_the_same_bytes(
     assert tree_digest(here / "out") == tree_digest(there / "out")
 
 
-@pytest.mark.parametrize("rule", ["sft", "dpo", "kto"])
+KILLS = {
+    **dict.fromkeys(("sft", "dpo", "kto"), (2, 3, 5, 7, 9)),
+    **dict.fromkeys(("ipo", "orpo", "reward_model", "prm"), (2, 6)),
+    "grpo": (2, 5),
+    "pretrain": (2, 3),
+}
+"""In which steps each method is killed."""
+
+
+@pytest.mark.fault("18", "a training killed at a step")
+@pytest.mark.parametrize("rule", KILLS)
 def test_training_that_is_killed_at_any_step_resumes_to_the_same_bytes(
     tmp_path: Path, warm: Warm, given: dict[str, tuple[str, Path]], rule: str
 ) -> None:
-    """A real SIGKILL, at each of five steps; the checkpoint of the step before is there."""
+    """A real SIGKILL, each time anew; the checkpoint of the step before is there."""
     straight = job_of(rule, given, tmp_path / "straight")
     run_here(rule, straight)
-    for step in (2, 3, 5, 7, 9):
+    for step in KILLS[rule]:
         killed = job_of(rule, given, tmp_path / f"killed-{step}")
         assert warm.run((rule, killed), kill_at=step) == -signal.SIGKILL
         assert not list((killed / "out").iterdir())
@@ -161,6 +171,7 @@ def test_training_that_is_killed_at_any_step_resumes_to_the_same_bytes(
         assert tree_digest(killed / "out") == tree_digest(straight / "out")
 
 
+@pytest.mark.fault("18", "a training killed again and again")
 def test_training_that_is_killed_again_and_again_ends_with_the_same_bytes(
     tmp_path: Path, warm: Warm, given: dict[str, tuple[str, Path]]
 ) -> None:
@@ -212,7 +223,8 @@ def test_run_resumes_from_each_step_to_the_same_bytes(
     inputs = {"model": model, "data": tokens, "eval_data": tokens}
     params: dict[str, Any] = {"batch_size": 4, "epochs": 3, "learning_rate": 1e-2}
     params |= {} if lora is None else {"lora": lora}
-    whole = run_rule(sft, inputs, params, tmp_path)
+    straight = context(tmp_path)
+    whole = run_rule(sft, inputs, params, tmp_path, ctx=straight)
 
     class Stops(RecordingContext):
         def progress(self, step: int, steps: int | None = None, **metrics: float) -> None:
@@ -228,6 +240,17 @@ def test_run_resumes_from_each_step_to_the_same_bytes(
         again = RecordingContext(first.out, first.scratch)
         assert run_rule(sft, inputs, params, tmp_path, ctx=again).digest == whole.digest
         assert again.logs == [f"resuming from checkpoint-{stop_at - 1}"]
+        told = figures(straight)
+        assert figures(again) == {step: told[step] for step in told if step >= stop_at}
+
+
+def figures(ctx: Any) -> dict[int, dict[str, float]]:
+    """What was told of each step, but for the speed and for what is measured beside it."""
+    return {
+        step: {name: value for name, value in metrics.items() if name != "tokens_per_s"}
+        for step, _, metrics in ctx.steps
+        if "loss" in metrics
+    }
 
 
 def checkpoint(folder: Path, step: int, *, seal: bool = True) -> Path:
@@ -239,6 +262,7 @@ def checkpoint(folder: Path, step: int, *, seal: bool = True) -> Path:
     return path
 
 
+@pytest.mark.fault("18", "a checkpoint that was not finished")
 def test_unsealed_checkpoint_is_deleted_and_the_one_before_is_used(tmp_path: Path) -> None:
     older = checkpoint(tmp_path, 9)
     newer = checkpoint(tmp_path, 10, seal=False)
@@ -246,6 +270,7 @@ def test_unsealed_checkpoint_is_deleted_and_the_one_before_is_used(tmp_path: Pat
     assert not newer.exists()
 
 
+@pytest.mark.fault("18", "a checkpoint that was changed")
 def test_changed_checkpoint_is_not_used(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, 9)
     (path / "weights").write_bytes(bytes(99) + b"x")
