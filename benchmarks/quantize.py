@@ -16,7 +16,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 METHODS = {"nf4": {"double_quantization": True}, "fp4": {}, "int8": {}}
-COLUMNS = "ftbuild s | MB over start | Transformers s | MB over start | ratio | equal"
+COLUMNS = (
+    "ftbuild s | of CPU | MB over start | Transformers s | of CPU | MB over start "
+    "| ratio | of CPU | equal"
+)
 PRELUDE = """
 import json, re, sys, time
 from pathlib import Path
@@ -27,10 +30,10 @@ folder, method, params = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 def peak():  # since the last reset: a fork begins with the peak of its parent
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 Path("/proc/self/clear_refs").write_text("5")
-before, started = peak(), time.perf_counter()
+before, started, used = peak(), time.perf_counter(), time.process_time()
 {body}
-seconds = time.perf_counter() - started
-print(json.dumps([seconds, peak(), before]))
+seconds, used = time.perf_counter() - started, time.process_time() - used
+print(json.dumps([seconds, used, peak() - before]))
 """
 OURS = """
 from ftbuild.testing import artifact, context, run_rule
@@ -76,7 +79,7 @@ def make_model(folder: Path, hidden: int, layers: int) -> int:
 
 
 def run(body: str, folder: Path, method: str, threads: int) -> tuple[float, float, float]:
-    """Return seconds, peak MB and MB before, of one way in a fresh process."""
+    """Return seconds, those of CPU, and peak MB over the start, of one way in a fresh process."""
     code = PRELUDE.format(threads=threads, body=body.format(threads=threads))
     params = json.dumps(METHODS[method])
     environment = {
@@ -93,8 +96,8 @@ def run(body: str, folder: Path, method: str, threads: int) -> tuple[float, floa
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    seconds, peak, before = json.loads(done.stdout.splitlines()[-1])
-    return seconds, peak, before
+    seconds, used, peak = json.loads(done.stdout.splitlines()[-1])
+    return seconds, used, peak
 
 
 def same_tensors(a: Path, b: Path) -> bool:
@@ -123,14 +126,17 @@ def main() -> None:
         size = make_model(folder / "model", given.hidden, given.layers)
         print(f"{size / 1e6:.0f} MB in bfloat16, {given.threads} thread(s)\n")
         print(f"| method | {COLUMNS} |")
-        print("| --- | --- | --- | --- | --- | --- | --- |")
+        print("|" + " --- |" * (2 + COLUMNS.count("|")))
         for method in METHODS:
             ours = run(OURS, folder, method, given.threads)
             peer = run(PEER, folder, method, given.threads)
             equal = same_tensors(folder / f"ours-{method}", folder / f"peer-{method}")
+            wall, used = (peer[place] / ours[place] for place in range(2))
             print(
-                f"| {method} | {ours[0]:.2f} | {ours[1] - ours[2]:.0f} | {peer[0]:.2f} | "
-                f"{peer[1] - peer[2]:.0f} | {peer[0] / ours[0]:.1f} | {'yes' if equal else 'NO'} |"
+                f"| {method} | {ours[0]:.2f} | {ours[1]:.2f} | {ours[2]:.0f} | "
+                f"{peer[0]:.2f} | {peer[1]:.2f} | {peer[2]:.0f} | "
+                f"{wall:.1f} | {used:.1f} | {'yes' if equal else 'NO'} |",
+                flush=True,
             )
 
 

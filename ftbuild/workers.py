@@ -2,7 +2,8 @@
 
 A rule written in Python runs in a worker that the warm parent forks (warm.py); a rule that
 only names a command runs as that command, without a worker. Either is a session of its own,
-so that one signal ends it with all it started.
+so that one signal ends it with all it started; where the engine is killed, the warm parent and
+the watchdog (watchdog.py) give it.
 """
 
 import json
@@ -24,6 +25,7 @@ from typing import Any
 from ftbuild.errors import MachineError
 from ftbuild.sandbox import View
 from ftbuild.warm import kill_group, reap
+from ftbuild.watchdog import Watchdog
 
 _SHELL = "/bin/sh"
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
@@ -47,6 +49,7 @@ class Workers:
         self._environment = environment
         self._directory = directory
         self._parent: WarmParent | None = None
+        self._watchdog: Watchdog | None = None
         self._lock = threading.Lock()
         self._groups: set[int] = set()
         self._is_stopped = False
@@ -72,6 +75,7 @@ class Workers:
         # stands before the script does, on its first line, so that its lines keep their numbers.
         argv = [_SHELL, "-e", "-c", f"cd {shlex.quote(work)}; unset OLDPWD; {script}"]
         try:
+            watchdog = self._watching()
             pid = os.posix_spawn(
                 _SHELL,
                 argv,
@@ -86,8 +90,10 @@ class Workers:
             )
         except OSError as e:
             raise MachineError(f"`{_SHELL}` cannot be started: {e.strerror}", code="E0705") from e
+        watchdog.began(pid)
         self._began(pid)
         status, max_rss_bytes = reap(pid)
+        watchdog.ended(pid)
         self._forget(pid)
         return Exit(status, max_rss_bytes)
 
@@ -183,6 +189,12 @@ class Workers:
                 self._parent = WarmParent(self._variables, self._directory)
             return self._parent
 
+    def _watching(self) -> Watchdog:
+        with self._lock:
+            if self._watchdog is None:
+                self._watchdog = Watchdog()
+            return self._watchdog
+
     def _began(self, pid: int) -> None:
         with self._lock:
             self._groups.add(pid)
@@ -203,7 +215,9 @@ class Workers:
             kill_group(pid)
 
     def close(self) -> None:
-        """End the warm parent."""
+        """End the warm parent, and the shell that watches."""
+        if self._watchdog is not None:
+            self._watchdog.close()
         if self._parent is not None:
             self._parent.close()
 

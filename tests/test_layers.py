@@ -34,7 +34,7 @@ toolchain
 sources.*
 action history plan locking
 events slots
-guard sandbox worker warm workers
+guard sandbox worker warm watchdog workers
 desk failures fetching brief curves
 run
 acting frontier tally

@@ -22,7 +22,7 @@ _BROKEN_PIPE_EXIT = 128 + 13
 _INTERRUPTED_EXIT = 128 + 2
 _BUG_EXIT = 70
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 
 
 def report(error: BaseException, args: Sequence[str]) -> int:
@@ -88,6 +88,9 @@ def _machine_error(error: OSError) -> MachineError:
     if error.errno in _FULL:
         fix = "free some space (`ftbuild gc` shrinks the store), then run the command again"
         return MachineError("the disk is full", code="E0660", where=where, fix=fix)
+    if error.errno == errno.ENAMETOOLONG:
+        what = "a path of this workspace is longer than the system takes"
+        return MachineError(what, code="E0661", fix="move the workspace to a shorter path")
     reason = os.strerror(error.errno or 0).lower()
     fix = "look at who owns it, and at what may be written"
     return MachineError(reason, code="E0661", where=where, fix=fix)

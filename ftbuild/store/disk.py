@@ -228,6 +228,17 @@ def remove(path: str) -> None:
         os.rmdir(path)
     except FileNotFoundError:
         return
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        _remove_deep(path)
+
+
+def _remove_deep(path: str) -> None:
+    """Remove a folder that goes deeper than a path can name, from folder to folder."""
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def is_full(path: str) -> bool:
@@ -259,6 +270,13 @@ def machine_error(error: OSError, path: str, *, needed: int | None = None) -> Ma
             where=where,
             fix="free some space, `ftbuild gc` frees the store's, and run again: "
             "what is finished is kept",
+        )
+    if error.errno == errno.ENAMETOOLONG:
+        return MachineError(
+            "a path is longer than the system takes: a name 255 bytes, all of it 4,096",
+            code="E0653",
+            where=Place(f"{where.path[:200]}…"),
+            fix="write shorter names, or fewer folders in one another",
         )
     if error.errno in _CLOSED:
         return MachineError(

@@ -191,6 +191,18 @@ def test_worker_ends_with_its_build_however_that_ends(
     assert checkpoint.read_text() == "half"
 
 
+def test_command_ends_with_a_build_that_is_killed(chain: Space, tmp_path: Path) -> None:
+    """The shell of the command, and what it runs: `sleep`, again and again."""
+    process = chain.start("make")
+    wait_for(tmp_path / "started", process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    assert len(family) >= 2
+    psutil.wait_procs(family, timeout=10)
+    assert all(has_ended(child.pid) for child in family)
+
+
 def test_interrupt_is_at_once_while_waiting_for_another_build(chain: Space, tmp_path: Path) -> None:
     """The second build waits for the lease of the first, and says so."""
     first = chain.start("make")

@@ -1,6 +1,5 @@
 """A full disk under `push` and `pull`: nothing half counts as whole, and a second try ends it."""
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,19 +98,3 @@ def test_push_to_a_full_disk_is_told_and_ends_later(
     report("4", "full disk, of a push", fired=found.full, bad=bad)
     assert found.full > 3
     assert (found.corrupt, found.failed) == ([], [])
-
-
-@pytest.mark.fault("29", "a store on another file system than the project")
-def test_store_on_another_file_system_is_used_as_any(tmp_path: Path, disk: Path) -> None:
-    here = checkout(tmp_path / "work", "")
-    here.store = disk / "store"
-    assert mount(disk, "size=64m")
-    try:
-        assert here.root.stat().st_dev != disk.stat().st_dev
-        assert set(here.make().values()) == {"built"}
-        assert (here.output("final") / "d" / "tail").stat().st_size == 1_060_000
-        shutil.rmtree(here.root / ".ftbuild")
-        assert set(here.make().values()) == {"fresh"}
-        assert corrupt_blobs(here.store) + records_without_bytes(here.store) == []
-    finally:
-        unmount(disk)

@@ -1,6 +1,7 @@
 """Kill -9 and failing system calls at every point at which a small build changes the store."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from faults.store_faults import (
     run_writer,
     sample,
 )
-from store_kit import records_without_bytes
+from store_kit import corrupt_blobs, records_without_bytes
 
 pytestmark = pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 
@@ -78,19 +79,48 @@ def _writes_of_blobs(trace: Path) -> set[int]:
     return {number for number, line in enumerate(writes, 1) if "/blobs/" in line}
 
 
-@pytest.mark.parametrize("error", ["ENOSPC", "EIO", "ESTALE"])
-def test_failing_call_is_told_in_words_and_corrupts_nothing(tmp_path: Path, error: str) -> None:
+@pytest.mark.parametrize(
+    ("error", "row", "most"),
+    [("ENOSPC", "6", 28), ("EIO", "6", 28), ("EDQUOT", "5", 8), ("ESTALE", "22", 8)],
+)
+def test_failing_call_is_told_in_words_and_corrupts_nothing(
+    tmp_path: Path, error: str, row: str, most: int
+) -> None:
     # What makes bytes durable has a test of its own: there, what was built is dropped.
     harmless = ("rmdir", "unlink", "flock", "fsync", "syncfs")
     traced = points(tmp_path / "trace")
     found = [p for p in traced if p.call not in harmless and not p.is_of_action]
-    chosen = sample(found, 28 if error != "ESTALE" else 14)
+    chosen = sample(found, most)
     outcome = _sweep(tmp_path, chosen, f"error={error}")
     _report(error, outcome, len(found))
-    row = "22" if error == "ESTALE" else "6"
     report(row, f"{error} of a call of the store", fired=outcome.fired, bad=_harm(outcome))
     expected = Outcome(planned=len(chosen), fired=len(chosen))
     assert (str(outcome), outcome.details) == (str(expected), [])
+
+
+def test_failing_read_is_told_or_a_miss_and_gives_nothing_wrong(tmp_path: Path) -> None:
+    """Each read of a file of the store, in a build that finds all in it."""
+    assert run_writer(tmp_path / "full").returncode == 0
+    log = tmp_path / "log"
+    shutil.copytree(tmp_path / "full", tmp_path / "traced", symlinks=True)
+    before = [str(STRACE), "-y", "-o", str(log), "-e", "trace=read"]
+    run_writer(tmp_path / "traced", "", before)
+    reads = enumerate(log.read_text().splitlines(), 1)
+    found = [n for n, line in reads if str(tmp_path / "traced" / "store") in line]
+    num_fired, wrong = 0, []
+    for number in sample([Point("read", n, False) for n in found], 12):
+        directory = tmp_path / str(number.number)
+        shutil.copytree(tmp_path / "full", directory, symlinks=True)
+        done = inject(directory, number, "error=EIO")
+        num_fired += fired(directory)
+        if done.returncode and "error[E06" not in done.stderr and "OSError" not in done.stderr:
+            wrong.append(done.stderr[-500:])
+        wrong += corrupt_blobs(directory / "store") + records_without_bytes(directory / "store")
+        assert run_writer(directory).returncode == 0
+        assert is_complete(directory)
+    report("6", "EIO of a read of the store", fired=num_fired, bad=len(wrong))
+    assert num_fired > 5
+    assert wrong == []
 
 
 def test_failed_fsync_records_nothing(tmp_path: Path) -> None:

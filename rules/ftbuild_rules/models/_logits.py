@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ftbuild.api import Adapter, Model
+from ftbuild_rules.models._streamed import hold_for, streamed_model
 from ftbuild_rules.models._trusted import runs_own_code
 
 PROMPTS = (
@@ -53,18 +54,15 @@ def compare_logits(
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(merged, local_files_only=True)
-    prompts = [torch.tensor([tokenizer(text)["input_ids"]]) for text in PROMPTS]
-    base = _load(model.path)
+    prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
     size = json.loads((merged / "config.json").read_bytes()).get("vocab_size")
-    if size is not None and size != base.config.get_text_config().vocab_size:
-        base.resize_token_embeddings(size, mean_resizing=False)
-    policy = _with_adapters(base, adapters)
+    policy = _with_adapters(_base(model.path, size, [a for a, _ in adapters]), adapters)
     with torch.no_grad():
         together = _logits(policy, prompts)
         with policy.disable_adapter():
             alone = _logits(policy, prompts)
-        del policy, base
-        after = _logits(_load(merged), prompts)
+        del policy
+        after = _logits(_base(merged, size), prompts)
     norm = together.norm()
     return LogitError(
         error=float((after - together).norm() / norm),
@@ -72,9 +70,25 @@ def compare_logits(
     )
 
 
+def _base(path: Path, vocab_size: int | None, adapters: Sequence[Adapter] = ()) -> Any:
+    """Return a model in float32; in memory only if it cannot be read as it runs."""
+    settings = [json.loads((a.path / "adapter_config.json").read_bytes()) for a in adapters]
+    own = json.loads((path / "config.json").read_bytes()).get("vocab_size")
+    # PEFT replaces the parameters of fused experts, and fills embeddings of another size.
+    if vocab_size == own and not any(each.get("target_parameters") for each in settings):
+        model = streamed_model(path)
+        if model is not None:
+            return model
+    model = _load(path)
+    if vocab_size not in (None, model.config.get_text_config().vocab_size):
+        model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    return model
+
+
 def _with_adapters(base: Any, adapters: Sequence[tuple[Adapter, float]]) -> Any:
     """Return the model with all adapters active at once."""
     from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     names = ["default", *(f"adapter_{number}" for number in range(1, len(adapters)))]
     policy = PeftModel.from_pretrained(base, adapters[0][0].path).eval()
@@ -87,7 +101,17 @@ def _with_adapters(base: Any, adapters: Sequence[tuple[Adapter, float]]) -> Any:
             factors = getattr(module, "scaling", None)  # attention has one too, a number
             if isinstance(factors, dict) and name in factors:
                 factors[name] *= weight
+    for module in list(policy.modules()):
+        if isinstance(module, BaseTunerLayer) and not _is_plain(module):
+            hold_for(module)
     return policy.eval()
+
+
+def _is_plain(layer: Any) -> bool:
+    """Say whether an adapter's layer uses the weights of its base by calling it alone."""
+    from peft.tuners.lora import Linear
+
+    return type(layer) is Linear and not any(layer.use_dora.values())
 
 
 def _load(path: Path) -> Any:
@@ -102,7 +126,14 @@ def _load(path: Path) -> Any:
     ).eval()
 
 
-def _logits(model: Any, prompts: list[Any]) -> Any:
+def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> Any:
+    """Return the logits of all prompts, whose weights are read once for all of them."""
     import torch
 
-    return torch.cat([model(input_ids=ids).logits.flatten() for ids in prompts])
+    longest = max(map(len, prompts))
+    ids, mask = (torch.zeros(len(prompts), longest, dtype=torch.long) for _ in range(2))
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.tensor(prompt)
+        mask[row, : len(prompt)] = 1
+    found = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    return torch.cat([found[row, : len(prompt)].flatten() for row, prompt in enumerate(prompts)])

@@ -19,9 +19,20 @@ TORCH_NAMES = {
 SAFETENSORS_NAMES = {name: key for key, name in TORCH_NAMES.items()}
 
 
-def load_tensor(stored: StoredTensor) -> Any:
-    """Return a stored tensor as a torch tensor of its own type, on the CPU."""
-    return load_rows(stored, (0, stored.spec.shape[0] if stored.spec.shape else 1))
+def load_tensor(stored: StoredTensor, memory: Any = None) -> Any:
+    """Return a stored tensor as a torch tensor of its own type, on the CPU.
+
+    `memory`, where it is given, is where it lies then: bytes, at least as many.
+    """
+    if memory is None:
+        return load_rows(stored, (0, stored.spec.shape[0] if stored.spec.shape else 1))
+    import torch
+
+    spec = stored.spec
+    value = memory[: spec.size_bytes].view(getattr(torch, TORCH_NAMES[spec.dtype]))
+    if spec.size_bytes:
+        stored.read_into(tensor_bytes(value))
+    return value.view(spec.shape)
 
 
 def load_rows(stored: StoredTensor, rows: tuple[int, int]) -> Any:

@@ -11,9 +11,10 @@ The files of the base are read and written tensor by tensor: a tensor that nothi
 copied byte for byte, one that is touched is a sum worked out in pieces of rows, and a piece is all
 that is held in memory. With one adapter the result equals PEFT's `merge_and_unload`.
 
-With `check_logits` the whole model is loaded in float32, first with the adapter beside it and
-then merged, after the files are written: a peak of four bytes a parameter. A machine that cannot
-hold that sets it to false; the files are the same.
+`check_logits` reads the files three times more, piece by piece as the layers run: the base with
+the adapter, the base, the merged model. Where it cannot (own code, an adapter of fused experts,
+embeddings of another size), it holds the whole model in float32, four bytes a parameter. A machine
+that cannot hold that sets it to false; the weights are the same.
 """
 
 import json

@@ -8,10 +8,12 @@ Source: Dettmers et al. 2023, arXiv:2305.14314; Dettmers et al. 2022, arXiv:2208
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
+
+from ftbuild_rules.quantization._error import stretches
+from ftbuild_rules.quantization._threads import in_threads
 
 _CELLS = 2048  # on each side of 0; the bounds of FP4 around 0 are 0.0026 apart
 _CHUNK = 1 << 16  # values worked on at a time, so that all in between stays in the cache
@@ -64,27 +66,46 @@ def _cells(scaled: Any) -> Any:
     return (scaled * _CELLS).add_(_CELLS).to(torch.int32)
 
 
-def _packed(scaled: Any, table: _Table) -> Any:
-    """Return the numbers of values in [-1, 1], two to a byte, the first in the upper half."""
-    import torch
+class _Packer:
+    """Gives the numbers of values in [-1, 1], two to a byte, the first in the upper half.
 
-    if scaled.numel() % 2:
-        scaled = torch.nn.functional.pad(scaled, (0, 1))
-    cells = _cells(scaled)
-    numbers = table.below.index_select(0, cells)
-    numbers += torch.gt(scaled, table.bound.index_select(0, cells)).view(torch.uint8)
-    if table.order is not None:
-        numbers = table.order.index_select(0, numbers.to(torch.int32))
-    pairs = numbers.view(torch.int16)  # little-endian: the first of a pair is the low byte
-    return ((pairs << 4) | (pairs >> 8)).to(torch.uint8)
+    It keeps what lies in between, `size` values each, for the next call: memory that is new for
+    each chunk costs more than what is computed in it.
+    """
+
+    def __init__(self, kind: FourBit, size: int) -> None:
+        import torch
+
+        self._table = _table(kind)
+        self._float = torch.empty(size)
+        self._cell = torch.empty(size, dtype=torch.int32)
+        self._number = torch.empty(size, dtype=torch.uint8)
+        self._above = torch.empty(size, dtype=torch.bool)
+
+    def pack(self, scaled: Any, out: Any) -> None:
+        """Write the numbers of an even count of values to the bytes `out`."""
+        import torch
+
+        count, table = scaled.numel(), self._table
+        between, cells = self._float[:count], self._cell[:count]
+        numbers, above = self._number[:count], self._above[:count]
+        cells.copy_(torch.mul(scaled, _CELLS, out=between).add_(_CELLS))
+        torch.index_select(table.below, 0, cells, out=numbers)
+        torch.gt(scaled, torch.index_select(table.bound, 0, cells, out=between), out=above)
+        numbers += above.view(torch.uint8)
+        if table.order is not None:
+            numbers = table.order.index_select(0, cells.copy_(numbers))
+        pairs = numbers.view(torch.int16)  # little-endian: the first of a pair is the low byte
+        out.copy_((pairs << 4).bitwise_or_(pairs >> 8))
 
 
 def quantize_4bit(
-    weight: Any, kind: FourBit, *, block_size: int, double: bool, threads: int = 1
+    weight: Any, kind: FourBit, *, block_size: int, double: bool, threads: int = 1, out: Any = None
 ) -> Any:
     """Return the packed numbers and the `QuantState` that bitsandbytes' `quantize_4bit` gives.
 
-    Shapes: `weight` any shape of n values; the packed numbers are (ceil(n / 2), 1).
+    Shapes: `weight` any shape of n values; the packed numbers are (ceil(n / 2), 1), in the
+    memory of `out` where that is given: bytes, at least as many.
 
     Raises:
         NotFinite: a value is NaN or infinite.
@@ -92,24 +113,34 @@ def quantize_4bit(
     import torch
     from bitsandbytes.functional import QuantState, get_4bit_type, quantize_blockwise
 
-    flat, table = weight.reshape(-1), _table(kind)
+    flat = weight.reshape(-1)
     count, full = flat.numel(), flat.numel() // block_size * block_size
+    size = -(-count // 2)
     scales = torch.empty(-(-count // block_size))
-    numbers = torch.empty(-(-count // 2), dtype=torch.uint8)
+    numbers = torch.empty(size, dtype=torch.uint8) if out is None else out[:size]
 
-    def work(first: int) -> None:
-        blocks = flat[first : min(first + _CHUNK, full)].float().view(-1, block_size)
-        scale = blocks.abs().amax(-1)
-        scales[first // block_size :][: len(scale)] = _finite(scale)
-        scaled = blocks * (1.0 / scale.clamp(min=_SMALLEST)).view(-1, 1)
-        packed = _packed(scaled.clamp_(-1, 1).reshape(-1), table)
-        numbers[first // 2 :][: len(packed)] = packed
+    def worker() -> Callable[[int], None]:
+        packer, values, between = _Packer(kind, _CHUNK), torch.empty(_CHUNK), torch.empty(_CHUNK)
 
-    _in_threads(work, range(0, full, _CHUNK), threads)
+        def work(first: int) -> None:
+            last = min(first + _CHUNK, full)
+            blocks = values[: last - first].copy_(flat[first:last]).view(-1, block_size)
+            other = between[: last - first].view(-1, block_size)
+            scale = scales[first // block_size : last // block_size]
+            torch.amax(torch.abs(blocks, out=other), -1, out=scale)
+            by = (1.0 / _finite(scale).clamp(min=_SMALLEST)).view(-1, 1)
+            scaled = torch.mul(blocks, by, out=other).clamp_(-1, 1).view(-1)
+            packer.pack(scaled, numbers[first // 2 : last // 2])
+
+        return work
+
+    in_threads(worker, range(0, full, _CHUNK), threads)
     if full < count:  # bitsandbytes divides the last, shorter block by its scale
         rest = flat[full:].float()
         scales[-1] = _finite(rest.abs().max()).clamp(min=_SMALLEST)
-        numbers[full // 2 :] = _packed((rest / scales[-1]).clamp_(-1, 1), table)
+        scaled = (rest / scales[-1]).clamp_(-1, 1)
+        scaled = torch.nn.functional.pad(scaled, (0, len(scaled) % 2))
+        _Packer(kind, len(scaled)).pack(scaled, numbers[full // 2 :])
     common = {
         "shape": weight.shape,
         "dtype": weight.dtype,
@@ -124,10 +155,11 @@ def quantize_4bit(
     return numbers.unsqueeze(1), QuantState(absmax=absmax, offset=offset, state2=nested, **common)
 
 
-def quantize_8bit(weight: Any, *, threads: int = 1) -> tuple[Any, Any]:
+def quantize_8bit(weight: Any, *, threads: int = 1, out: Any = None) -> tuple[Any, Any]:
     """Return the int8 values and the row scales that bitsandbytes' `Int8Params` gives.
 
-    Shapes: `weight` is (out, in); the scales are (out,).
+    Shapes: `weight` is (rows, columns); the scales are (rows,). The values are in the memory of
+    `out` where that is given: bytes, at least as many.
 
     Raises:
         NotFinite: a value is NaN or infinite, or does not fit into float16.
@@ -135,20 +167,37 @@ def quantize_8bit(weight: Any, *, threads: int = 1) -> tuple[Any, Any]:
     import torch
 
     rows, columns = weight.shape
-    values = torch.empty((rows, columns), dtype=torch.int8)
+    memory = torch.empty(rows * columns, dtype=torch.uint8) if out is None else out
+    values = memory[: rows * columns].view(torch.int8).view(rows, columns)
     scales = torch.empty(rows)
-    step = max(1, _CHUNK // max(1, columns))
+    step = rows_at_a_time(columns)
 
-    def work(first: int) -> None:
-        half = weight[first : first + step].half().float()
-        scale = half.abs().amax(1)
-        scales[first : first + step] = _finite(scale)
-        # A row of zeros gives 0 * inf, NaN, which bitsandbytes' conversion turns into 0.
-        scaled = half.mul_((127.0 / scale).unsqueeze(1)).round_().nan_to_num_(nan=0.0)
-        values[first : first + step] = scaled.to(torch.int8)
+    def worker() -> Callable[[int], None]:
+        floats, others = torch.empty((step, columns)), torch.empty((step, columns))
+        halves = torch.empty((step, columns), dtype=torch.float16)
 
-    _in_threads(work, range(0, rows, step), threads)
+        def work(first: int) -> None:
+            last = min(first + step, rows)
+            value, other = floats[: last - first], others[: last - first]
+            # To float16 by way of float32, the conversion that processors have.
+            half = halves[: last - first].copy_(value.copy_(weight[first:last]))
+            value.copy_(half)
+            scale = torch.amax(torch.abs(value, out=other), 1, out=scales[first:last])
+            scaled = value.mul_((127.0 / _finite(scale)).unsqueeze(1)).round_()
+            if not scale.all():
+                # A row of zeros gives 0 * inf, NaN, which bitsandbytes' conversion turns into 0.
+                scaled.nan_to_num_(nan=0.0)
+            values[first:last].copy_(scaled)
+
+        return work
+
+    in_threads(worker, range(0, rows, step), threads)
     return values, scales
+
+
+def rows_at_a_time(columns: int) -> int:
+    """Return how many rows of int8 are worked on together."""
+    return max(1, _CHUNK // max(1, columns))
 
 
 def _finite(scale: Any) -> Any:
@@ -156,17 +205,6 @@ def _finite(scale: Any) -> Any:
     if not scale.isfinite().all():
         raise NotFinite
     return scale
-
-
-def _in_threads(work: Callable[[int], None], firsts: range, threads: int) -> None:
-    """Call `work` on each number; each call writes its own part, so their order is nothing."""
-    if threads == 1 or len(firsts) == 1:
-        for first in firsts:
-            work(first)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(work, firsts):
-            pass
 
 
 def stored_4bit(name: str, numbers: Any, state: Any) -> dict[str, Any]:
@@ -196,3 +234,40 @@ def dequantize_8bit(values: Any, scales: Any) -> Any:
     from bitsandbytes.functional import int8_vectorwise_dequant
 
     return int8_vectorwise_dequant(values, scales)
+
+
+def values_4bit(numbers: Any, state: Any) -> Callable[[int, int], Any]:
+    """Return the function that gives the values `first` to `last` as `dequantize_4bit` does.
+
+    The stretches must begin where blocks do.
+    """
+    import torch
+    from bitsandbytes.functional import dequantize_blockwise
+
+    size, scales = state.blocksize, state.absmax
+    if state.shape[-1] % size:  # rows end within a block: bitsandbytes goes another way
+        return stretches(dequantize_4bit(numbers, state))
+    if state.nested:
+        scales = dequantize_blockwise(state.absmax, state.state2) + state.offset
+    flat, dequantized = numbers.view(-1), torch.ops.bitsandbytes.dequantize_4bit.default
+
+    def values(first: int, last: int) -> Any:
+        packed, scale = flat[first // 2 : last // 2], scales[first // size : last // size]
+        shape = (last - first,)
+        return dequantized(packed, scale, size, state.quant_type, shape, state.dtype).view(-1)
+
+    return values
+
+
+def values_8bit(values: Any, scales: Any) -> Callable[[int, int], Any]:
+    """Return the function that gives the values `first` to `last` as `dequantize_8bit` does.
+
+    The stretches must be whole rows.
+    """
+    columns = values.shape[1]
+
+    def stretch(first: int, last: int) -> Any:
+        rows = slice(first // columns, last // columns)
+        return dequantize_8bit(values[rows], scales[rows]).view(-1)
+
+    return stretch

@@ -5,11 +5,13 @@ six digits are the same on every machine: the figures stand in the artifact, who
 base of adapters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_CHUNK = 1 << 16  # so that all in between stays in the cache
+from ftbuild_rules.quantization._threads import in_threads
+
+CHUNK = 1 << 16  # so that all in between stays in the cache
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,41 @@ class LayerError:
         }
 
 
-def measure(original: Any, quantized: Any) -> LayerError:
-    """Return how far `quantized` is from `original`; both may be of any type."""
+def measure(
+    original: Any, values: Callable[[int, int], Any], *, step: int = CHUNK, threads: int = 1
+) -> LayerError:
+    """Return how far a weight is from `original`; both may be of any type.
+
+    `values(first, last)` gives the flat values of a stretch of the weight, `step` long.
+    """
     import torch
 
-    squares = norm_squares = largest = 0.0
-    flat, other = original.reshape(-1), quantized.reshape(-1)
-    for first in range(0, flat.numel(), _CHUNK):
-        value = flat[first : first + _CHUNK].float()
-        difference = value - other[first : first + _CHUNK].float()
-        largest = max(largest, float(difference.abs().max()))
-        squares += float(difference.square_().sum(dtype=torch.float64))
-        norm_squares += float(value.square().sum(dtype=torch.float64))
-    return LayerError(squares, norm_squares, largest)
+    flat = original.reshape(-1)
+
+    def worker() -> Callable[[int], tuple[float, float, float]]:
+        floats, others = torch.empty(step), torch.empty(step)
+
+        def work(first: int) -> tuple[float, float, float]:
+            last = min(first + step, flat.numel())
+            value, difference = floats[: last - first], others[: last - first]
+            value.copy_(flat[first:last])
+            difference.copy_(values(first, last))
+            torch.sub(value, difference, out=difference)
+            least, most = (float(end) for end in torch.aminmax(difference))
+            squares = float(difference.square_().sum(dtype=torch.float64))
+            return squares, float(value.square_().sum(dtype=torch.float64)), max(-least, most)
+
+        return work
+
+    found = in_threads(worker, range(0, flat.numel(), step), threads)
+    squares, norm_squares, largest = zip(*found, strict=True) if found else ((), (), (0.0,))
+    return LayerError(sum(squares), sum(norm_squares), max(largest))
+
+
+def stretches(weight: Any) -> Callable[[int, int], Any]:
+    """Return the function that gives a stretch of the values of a tensor in memory."""
+    flat = weight.reshape(-1)
+    return lambda first, last: flat[first:last]
 
 
 def overall(errors: Mapping[str, LayerError]) -> float:

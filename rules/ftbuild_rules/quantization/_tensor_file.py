@@ -44,9 +44,10 @@ class TensorFile:
             self._write(spec, pieces)
 
     def add_all(self, tensors: Mapping[str, Any]) -> None:
-        """Write torch tensors by their names."""
+        """Write torch tensors by their names; their memory may be used again afterwards."""
         for name, tensor in tensors.items():
-            self.add(spec_of(name, tensor), [tensor_bytes(tensor)])
+            spec, values = spec_of(name, tensor), tensor_bytes(tensor)
+            self.add(spec, [bytes(values) if spec.size_bytes % 8 else values])
 
     def _write(self, spec: TensorSpec, pieces: Iterable[Any]) -> None:
         written = sum(self._file.write(piece) for piece in pieces)

@@ -5,11 +5,11 @@ becomes of it, is all that is held in memory (GPTQ holds the calibration rows an
 well). With nf4, fp4 and int8 the result is bit for bit what bitsandbytes makes while a model
 loads, so it loads at once and everyone who needs it shares it.
 
-`quantization.json` says what it was made from, and how far each layer is from the original.
+`quantization.json` says what it was made from, how far each layer is from the original, and with
+`eval_data` the perplexity of both.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -33,10 +33,12 @@ from ftbuild_rules.models._safetensors import StoredTensor, TensorSpec, read_ten
 from ftbuild_rules.models._torch import SAFETENSORS_NAMES, load_tensor
 from ftbuild_rules.quantization import _bitsandbytes
 from ftbuild_rules.quantization._dequantize import QUANTIZATION_NAME, stored_names
-from ftbuild_rules.quantization._error import LayerError, measure, overall
+from ftbuild_rules.quantization._error import CHUNK, LayerError, measure, overall, stretches
 from ftbuild_rules.quantization._gptq import Grid, pack, quantize_blocks
-from ftbuild_rules.quantization._layers import Layers, empty_model, linear_weights
+from ftbuild_rules.quantization._layers import empty_model, linear_weights
+from ftbuild_rules.quantization._perplexity import eval_rows, perplexities
 from ftbuild_rules.quantization._pins import LIBRARY
+from ftbuild_rules.quantization._settings import quantized_config
 from ftbuild_rules.quantization._tensor_file import TensorFile, header_room
 from ftbuild_rules.training._shards import read_tokens, require_fit
 
@@ -57,6 +59,9 @@ class QuantizeInputs(Inputs):
     """The model in full precision."""
     data: Tokens | None = None
     """With `gptq`: tokens whose rows the weights are calibrated on."""
+    eval_data: Tokens | None = None
+    """Tokens on which the perplexity is measured before and after; both models are held whole in
+    float32 for that, one after the other."""
 
 
 class QuantizeParams(Params):
@@ -75,6 +80,8 @@ class QuantizeParams(Params):
     """With `gptq`: what is added to the diagonal of the Hessian, as a share of its mean."""
     samples: int = Field(128, ge=1)
     """With `gptq`: rows of `data` to calibrate on, the first ones."""
+    eval_samples: int = Field(64, ge=1)
+    """Rows of `eval_data` to measure on, the first ones."""
     block_size: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = 64
     """Values that share a scale, for `nf4` and `fp4`."""
     double_quantization: bool = False
@@ -99,6 +106,10 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: QuantizeParams) -> None:
             if has
             else "`gptq` needs rows to calibrate on",
             "remove it, or choose another `method`" if has else "name tokens as `data`",
+        )
+    if "eval_samples" in params.model_fields_set and "eval_data" not in kinds:
+        raise AttributeProblem(
+            "eval_samples", "has no rows to count", "name a `tokens` target as `eval_data`"
         )
     for name in params.model_fields_set:
         if params.method not in _OWN.get(name, (params.method,)):
@@ -128,6 +139,9 @@ def quantize(ctx: Context, inputs: QuantizeInputs, params: QuantizeParams) -> No
     import torch
 
     torch.set_num_threads(1)  # the mean of the scales depends on it; values go in our own threads
+    rows = None
+    if inputs.eval_data is not None:  # before the work, so that what is wrong shows at once
+        rows = eval_rows(inputs.eval_data, inputs.model, params.eval_samples)
     files = files_of(inputs.model.path)
     stored = {name: read_tensors(files[name], name) for name in weight_files(files)}
     specs = _distinct(stored)
@@ -146,9 +160,9 @@ def quantize(ctx: Context, inputs: QuantizeInputs, params: QuantizeParams) -> No
         total = sum(size for found in sizes.values() for size in found.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (ctx.out / INDEX_NAME).write_bytes(canonical_json(index))
-    (ctx.out / "config.json").write_bytes(canonical_json(_config(config, params, layers)))
+    (ctx.out / "config.json").write_bytes(canonical_json(quantized_config(config, params, layers)))
     error = overall(work.errors)
-    about = {
+    about: dict[str, Any] = {
         "method": params.method,
         **({"bits": params.bits} if params.method == "gptq" else {}),
         "source": inputs.model.digest,
@@ -156,8 +170,14 @@ def quantize(ctx: Context, inputs: QuantizeInputs, params: QuantizeParams) -> No
         "layers": {name: work.layer(specs[name]) for name in sorted(work.errors)},
     }
     (ctx.out / QUANTIZATION_NAME).write_bytes(canonical_json(about))
-    write_card(ctx.out, _card(inputs, params))
+    figures: dict[str, Any] = {}
+    if rows is not None:
+        made = QuantizedModel(ctx.out, inputs.model.digest)
+        figures = perplexities(ctx, rows, inputs.model, made)
+        (ctx.out / QUANTIZATION_NAME).write_bytes(canonical_json({**about, **figures}))
+    write_card(ctx.out, _card(inputs, params, figures))
     ctx.facts(
+        **figures,
         quantized_weights=len(layers.weights),
         relative_error=error,
         bytes_before=sum(spec.size_bytes for spec in specs.values()),
@@ -165,9 +185,12 @@ def quantize(ctx: Context, inputs: QuantizeInputs, params: QuantizeParams) -> No
     )
 
 
-def _card(inputs: QuantizeInputs, params: QuantizeParams) -> dict[str, Any]:
+def _card(
+    inputs: QuantizeInputs, params: QuantizeParams, figures: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what was quantized how; the errors stand in quantization.json."""
     return {
+        **({"figures": dict(figures)} if figures else {}),
         "method": "quantize",
         "parameters": params.model_dump(mode="json", exclude_defaults=True),
         "base": read_card(inputs.model),
@@ -195,43 +218,6 @@ def _distinct(stored: Mapping[str, tuple[StoredTensor, ...]]) -> dict[str, Tenso
     return specs
 
 
-def _config(config: dict[str, Any], params: QuantizeParams, layers: Layers) -> dict[str, Any]:
-    """Return the model's settings with those of the quantization."""
-    from transformers import BitsAndBytesConfig
-
-    if params.dtype != "auto":
-        config = {key: value for key, value in config.items() if key != "torch_dtype"}
-        config["dtype"] = params.dtype
-    if params.method == "gptq":
-        settings = {
-            "bits": params.bits,
-            "checkpoint_format": "gptq",
-            "desc_act": params.act_order,
-            "format": "gptq",
-            "group_size": params.group_size,
-            "lm_head": False,
-            "meta": {"damp_percent": params.damping, "quantizer": ["ftbuild"]},
-            "method": "gptq",
-            "pack_dtype": "int32",
-            "quant_method": "gptq",
-            "sym": True,
-        }
-        if layers.skipped:
-            patterns = [f"-:{re.escape(name)}" for name in layers.skipped]
-            settings["dynamic"] = {pattern: {} for pattern in patterns}
-        return {**config, "quantization_config": settings}
-    settings = BitsAndBytesConfig(
-        load_in_8bit=params.method == "int8",
-        load_in_4bit=params.method != "int8",
-        llm_int8_threshold=params.outlier_threshold,
-        llm_int8_skip_modules=list(layers.skipped) or None,
-        bnb_4bit_compute_dtype=params.compute_dtype,
-        bnb_4bit_quant_type=params.method if params.method != "int8" else "fp4",
-        bnb_4bit_use_double_quant=params.double_quantization,
-    ).to_dict()
-    return {**config, "quantization_config": settings}
-
-
 class _Work:
     """The tensors of a model on their way from its files to those of the artifact."""
 
@@ -241,6 +227,7 @@ class _Work:
         self._layers = layers
         self.errors: dict[str, LayerError] = {}
         self._calibrated: dict[str, dict[str, Any]] = {}
+        self._kept: dict[str, Any] = {}
 
     def calibrate(self, model: Model, data: Tokens, specs: Mapping[str, TensorSpec]) -> None:
         """Work out what stands for each weight by GPTQ, on the first rows of `data`.
@@ -263,7 +250,7 @@ class _Work:
             model.path, dtype=torch.float32, local_files_only=True
         ).eval()
         for name, weight, rounded in quantize_blocks(network, names, ids, grid):
-            self.errors[name] = measure(weight, rounded.value(grid.zero))
+            self.errors[name] = measure(weight, stretches(rounded.value(grid.zero)))
             self._calibrated[name] = pack(name, rounded, grid)
             self._ctx.progress(len(self.errors), len(names))
 
@@ -302,7 +289,7 @@ class _Work:
     def _load(self, tensor: StoredTensor) -> Any:
         import torch
 
-        value = load_tensor(tensor)
+        value = load_tensor(tensor, self._memory("weight", tensor.spec.size_bytes))
         return (
             value if self._params.dtype == "auto" else value.to(getattr(torch, self._params.dtype))
         )
@@ -321,11 +308,14 @@ class _Work:
         weight = self._load(tensor)
         if self._layers[name]:
             weight = weight.T.contiguous()
+        per_byte = 1 if params.method == "int8" else 2
+        out = self._memory("numbers", -(-weight.numel() // per_byte))
         try:
             if params.method == "int8":
-                values, scales = _bitsandbytes.quantize_8bit(weight, threads=threads)
-                again = _bitsandbytes.dequantize_8bit(values, scales)
+                values, scales = _bitsandbytes.quantize_8bit(weight, threads=threads, out=out)
                 made = _bitsandbytes.stored_8bit(name, values, scales)
+                again = _bitsandbytes.values_8bit(values, scales)
+                step = weight.shape[1] * _bitsandbytes.rows_at_a_time(weight.shape[1])
             else:
                 assert params.method != "gptq"  # its weights are in `_calibrated`
                 numbers, state = _bitsandbytes.quantize_4bit(
@@ -334,17 +324,27 @@ class _Work:
                     block_size=params.block_size,
                     double=params.double_quantization,
                     threads=threads,
+                    out=out,
                 )
-                again = _bitsandbytes.dequantize_4bit(numbers, state)
                 made = _bitsandbytes.stored_4bit(name, numbers, state)
+                again, step = _bitsandbytes.values_4bit(numbers, state), CHUNK
         except _bitsandbytes.NotFinite as error:
             raise _unfit(
                 name,
                 "it holds NaN or infinite values, or values too large for the type",
                 "mend the model: a weight that is not finite answers nothing",
             ) from error
-        self.errors[name] = measure(weight, again)
+        self.errors[name] = measure(weight, again, step=step, threads=threads)
         return made
+
+    def _memory(self, use: str, size: int) -> Any:
+        """Return at least so many bytes, the same ones for each tensor: new ones cost time."""
+        import torch
+
+        if use not in self._kept or self._kept[use].numel() < size:
+            self._kept.pop(use, None)  # before there is another
+            self._kept[use] = torch.empty(size, dtype=torch.uint8)
+        return self._kept[use]
 
 
 def _require_packable(name: str, shape: tuple[int, ...], is_transposed: bool, grid: Grid) -> None:

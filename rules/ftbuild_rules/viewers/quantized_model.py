@@ -32,6 +32,10 @@ def inspect(artifact: Artifact, row: int | None = None) -> View:
         (Span("made from: ", "dim"), Span(str(about["source"]))),
         (Span("relative error: ", "dim"), Span(f"{about['relative_error']:.4g}")),
     ]
+    if "perplexity_after" in about:
+        before, after = about["perplexity_before"], about["perplexity_after"]
+        measured = f"{after:.4g}, before {before:.4g}, on {about['tokens']} tokens"
+        lines.append((Span("perplexity: ", "dim"), Span(measured)))
     if row is None:
         lines += [_error_line(name, found) for name, found in about["layers"].items()]
     return View(data, (*lines, *tensor_lines(described)))

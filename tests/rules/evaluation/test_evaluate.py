@@ -191,6 +191,71 @@ def test_gate_fails_with_all_figures(tmp_path: Path, model: Artifact) -> None:
     )
 
 
+@pytest.fixture(scope="module")
+def measured(
+    model: Artifact, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[dict[str, Any], float]]:
+    """Return, for a figure of each sort, what it is measured by and what it is."""
+    folder = tmp_path_factory.mktemp("measured")
+    pairs = tokens(folder / "p", preference_rows(4))
+    params = {"batch_size": 4, "lora": {"r": 4, "alpha": 8}}
+    judge = run_rule(reward_model, {"model": model, "data": pairs}, params, folder)
+    rows, quiz = tokens(folder / "a", sft_rows(4)), questions(folder, "a", "b")
+    code = "def score(answer, row):\n    return {'polite': 0.25}\n"
+    sets: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+        ({"data": rows}, ("loss", "perplexity")),
+        (
+            {"data": pairs, "reward_model": judge},
+            ("preference_accuracy", "reward_accuracy", "reward_margin"),
+        ),
+        ({"questions": quiz, "reward_model": judge}, ("reward", "exact_match")),
+        ({"questions": quiz, "scorer": scorer(folder, code)}, ("polite",)),
+    ]
+    found = {}
+    for inputs, names in sets:
+        figures = report(folder, {"model": model, **inputs})["figures"]
+        found |= {name: (inputs, figures[name]) for name in names}
+    return found
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        "loss",
+        "perplexity",
+        "preference_accuracy",
+        "reward_accuracy",
+        "reward_margin",
+        "reward",
+        "exact_match",
+        "polite",
+    ],
+)
+def test_a_gate_on_each_figure_lets_pass_what_is_as_it_says_and_nothing_else(
+    tmp_path: Path,
+    model: Artifact,
+    measured: dict[str, tuple[dict[str, Any], float]],
+    figure: str,
+) -> None:
+    inputs, value = measured[figure]
+    given = {"model": model, **inputs}
+    gates = {figure: f">= {value!r}"}
+    assert report(tmp_path, given, gates=gates)["figures"][figure] == value
+    with pytest.raises(RuleError) as caught:
+        report(tmp_path, given, gates={figure: f"> {value!r}"})
+    problem = caught.value.problems[0]
+    assert problem.code == "E0943"
+    assert problem.what == f"the model does not pass: {figure} is {value:.6g}, wanted > {value!r}"
+
+
+def test_a_metric_that_is_mistyped_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(AttributeProblem) as caught:
+        check({"data": ("tokens",)}, EvaluateParams(gates={"perplexitiy": "< 12"}))
+    assert caught.value.attribute == "gates"
+    assert caught.value.what == "`perplexitiy` is not measured by this target"
+    assert caught.value.fix.startswith("measured are `loss`, `perplexity`, ")
+
+
 @pytest.mark.parametrize(
     ("inputs", "gates", "said"),
     [

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from ftbuild.api import AttributeProblem, Model, RuleError
+from ftbuild.api import AttributeProblem, Model, RuleError, Tokens
 from ftbuild.testing import RecordingContext, artifact, context, run_rule
+from ftbuild_rules.evaluation.evaluate import evaluate
 from ftbuild_rules.models._safetensors import read_tensors
 from ftbuild_rules.quantization._bitsandbytes import (
     NotFinite,
@@ -16,7 +17,8 @@ from ftbuild_rules.quantization._bitsandbytes import (
     stored_4bit,
 )
 from ftbuild_rules.quantization.quantize import quantize
-from tiny_models import make_model, warnings_of_libraries
+from ftbuild_rules.viewers.quantized_model import inspect
+from tiny_models import make_model, make_tokens, sft_rows, warnings_of_libraries
 
 pytestmark = [
     *warnings_of_libraries(),
@@ -239,6 +241,55 @@ def test_the_card_tells_what_was_quantized_and_what_that_was_made_of(tmp_path: P
     readme = (path / "README.md").read_text()
     assert readme.startswith("# Model card\n")
     assert "- parameters: double_quantization true\n- base:\n  - method: `merge`\n" in readme
+
+
+def test_the_perplexity_before_and_after_is_the_one_that_evaluate_finds(tmp_path: Path) -> None:
+    model = tiny(tmp_path)
+    rows = sft_rows(7)
+    data = artifact(Tokens, make_tokens(tmp_path / "all", rows))
+    first = artifact(Tokens, make_tokens(tmp_path / "first", rows[:5]))
+    ctx = context(tmp_path, cpus=2)
+    given = {"model": model, "eval_data": data}
+    made = run_rule(quantize, given, {"eval_samples": 5}, tmp_path, ctx=ctx)
+    found = []
+    for name, each in (("before", model), ("after", made)):
+        (tmp_path / name).mkdir()
+        report = run_rule(evaluate, {"model": each, "data": first}, {}, tmp_path / name)
+        found.append(json.loads((report.path / "report.json").read_bytes())["figures"])
+    figures = {
+        "perplexity_before": float(f"{found[0]['perplexity']:.4g}"),
+        "perplexity_after": float(f"{found[1]['perplexity']:.4g}"),
+        "rows": 5,
+        "tokens": found[0]["tokens"],
+    }
+    assert figures["perplexity_before"] != figures["perplexity_after"]
+    about = json.loads((made.path / "quantization.json").read_bytes())
+    assert {key: about[key] for key in figures} == figures
+    assert json.loads((made.path / "card.json").read_bytes())["figures"] == figures
+    assert {key: ctx.known[key] for key in figures} == figures
+    text = "\n".join("".join(span.text for span in line) for line in inspect(made).lines)
+    before, after = figures["perplexity_before"], figures["perplexity_after"]
+    said = f"perplexity: {after:.4g}, before {before:.4g}, on {figures['tokens']} tokens"
+    assert said in text
+
+
+def test_rows_of_another_vocabulary_are_refused_before_anything_is_quantized(
+    tmp_path: Path,
+) -> None:
+    rows = [{"input_ids": [3, 99_999], "labels": [-100, 99_999]}]
+    given = {
+        "model": tiny(tmp_path),
+        "eval_data": artifact(Tokens, make_tokens(tmp_path / "rows", rows)),
+    }
+    ctx = context(tmp_path, cpus=1)
+    with pytest.raises(RuleError, match="99999"):
+        run_rule(quantize, given, {}, tmp_path, ctx=ctx)
+    assert not [*ctx.out.iterdir()]
+
+
+def test_a_number_of_rows_without_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AttributeProblem, match="no rows to count"):
+        run_rule(quantize, {"model": tiny(tmp_path)}, {"eval_samples": 3}, tmp_path)
 
 
 @pytest.mark.parametrize(
