@@ -103,7 +103,6 @@ def every_method(place: Path) -> Path:
     """Make a workspace with a target of each method that trains."""
     examples = REPOSITORY / "examples"
     shutil.copytree(METHODS, place)
-    shutil.copytree(examples / "zephyr/rules", place / "rules")
     shutil.copy(examples / "grpo/reward.py", place)
     (place / "data").mkdir()
     for example, names in ROWS.items():
