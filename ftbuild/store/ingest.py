@@ -9,6 +9,7 @@ store must be written by nobody.
 import os
 import stat as stat_module
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from ftbuild.digest import Digest, hash_file
 from ftbuild.errors import ActionError, Place
@@ -20,6 +21,8 @@ from ftbuild.store.statcache import StatCache, published_mtime_ns
 from ftbuild.store.trees import Entry, Tree, is_utf8
 
 _EXECUTABLE = 0o100
+_HASHED_ASIDE_BYTES = 16 << 20
+"""Several files of this size or more are hashed at once, each on a core."""
 _LONGEST = 3072
 """Units: bytes. A whole path has at most 4,096 here, that of the store among them."""
 
@@ -43,7 +46,11 @@ class Ingest:
             OSError: the store cannot be written; `directory` is left to the caller.
         """
         files, folders = _scan(directory)
-        found = [self._put_file(directory, path, adopted.get(path)) for path in sorted(files)]
+        hashed = _hash_aside(directory, [path for path in files if path not in adopted])
+        found = [
+            self._put_file(directory, path, adopted.get(path), hashed.get(path))
+            for path in sorted(files)
+        ]
         tree = Tree(tuple(entry for entry, _ in found))
         is_small = all(stat is not None for _, stat in found)
         if is_small and self._checkout.is_intact(tree):
@@ -57,7 +64,7 @@ class Ingest:
         return tree
 
     def _put_file(
-        self, directory: str, relative: str, claimed: Digest | None
+        self, directory: str, relative: str, claimed: Digest | None, hashed: "_Hashed | None"
     ) -> tuple[Entry, os.stat_result | None]:
         """Make a file a blob; its stat comes with it where it is still to be published."""
         path = f"{directory}/{relative}"
@@ -67,13 +74,16 @@ class Ingest:
             if claimed is not None and self._blobs.is_same_inode(stat, claimed):
                 self._statcache.vouch(stat, claimed, 0)
                 return Entry(relative, "f", stat.st_size, claimed), None
-            if stat.st_nlink > 1 or stat.st_uid != os.geteuid():
+            if not _is_own(stat):
                 os.close(descriptor)
                 descriptor = -1
                 descriptor = _own(path, stat, self._fresh())
                 stat = os.fstat(descriptor)
             if stat.st_size >= SMALL_BYTES:
-                return self._put_large(path, relative, stat), None
+                if hashed is not None and _version(stat) != _version(hashed.stat):
+                    raise _unfinished(relative)
+                digest = hash_file(path) if hashed is None else hashed.digest
+                return self._put_large(path, relative, stat, digest), None
             data = os.read(descriptor, SMALL_BYTES)
             if len(data) != stat.st_size:
                 raise _unfinished(relative)
@@ -82,8 +92,7 @@ class Ingest:
             if descriptor >= 0:
                 os.close(descriptor)
 
-    def _put_large(self, path: str, relative: str, stat: os.stat_result) -> Entry:
-        digest = hash_file(path)
+    def _put_large(self, path: str, relative: str, stat: os.stat_result, digest: Digest) -> Entry:
         entry = Entry(relative, _mode(stat), stat.st_size, digest)
         self._publish(path, stat, entry)
         self._blobs.adopt(path, entry)
@@ -91,12 +100,7 @@ class Ingest:
 
     def _publish(self, path: str, stat: os.stat_result, entry: Entry) -> None:
         """Give a file the mode and mtime of what is published, and vouch for it."""
-        now = os.lstat(path)
-        if (now.st_size, now.st_mtime_ns, now.st_ino) != (
-            stat.st_size,
-            stat.st_mtime_ns,
-            stat.st_ino,
-        ):
+        if _version(os.lstat(path)) != _version(stat):
             raise _unfinished(entry.path)
         mode = 0o555 if entry.mode == "x" else 0o444
         if stat_module.S_IMODE(stat.st_mode) != mode:
@@ -104,6 +108,45 @@ class Ingest:
         moment = published_mtime_ns(entry.digest)
         os.utime(path, ns=(moment, moment))
         self._statcache.vouch(os.stat(path), entry.digest, 0)
+
+
+class _Hashed(NamedTuple):
+    """The digest of a file, and its stat before it was read."""
+
+    stat: os.stat_result
+    digest: Digest
+
+
+def _hash_aside(directory: str, files: list[str]) -> dict[str, _Hashed]:
+    """Hash large files, several at once; what is alone is hashed where it is put."""
+    if len(files) < 2:
+        return {}
+    found = [(path, os.lstat(f"{directory}/{path}")) for path in files]
+    large = [
+        (path, stat)
+        for path, stat in found
+        if stat.st_size >= _HASHED_ASIDE_BYTES and _is_own(stat) and stat.st_mode & 0o400
+    ]
+    if len(large) < 2:
+        return {}
+    from concurrent.futures import ThreadPoolExecutor
+
+    def look(one: tuple[str, os.stat_result]) -> tuple[str, _Hashed]:
+        path, stat = one
+        return path, _Hashed(stat, hash_file(f"{directory}/{path}"))
+
+    with ThreadPoolExecutor(min(len(large), os.cpu_count() or 1)) as pool:
+        return dict(pool.map(look, large))
+
+
+def _is_own(stat: os.stat_result) -> bool:
+    """Say whether a file is of this user and has no other name."""
+    return stat.st_nlink == 1 and stat.st_uid == os.geteuid()
+
+
+def _version(stat: os.stat_result) -> tuple[int, int, int]:
+    """Return what differs after a file was written or replaced."""
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def _mode(stat: os.stat_result) -> str:

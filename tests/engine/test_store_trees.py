@@ -412,18 +412,32 @@ def test_file_without_hard_links_left_is_copied(
     assert store.is_intact(part)
 
 
+def test_several_large_files_have_the_digests_of_their_bytes(store: Store, tmp_path: Path) -> None:
+    files = {name: os.urandom((16 << 20) + size) for size, name in enumerate("abcd")}
+    out = _out(store, {**files, "small": SMALL})
+    (out / "b").chmod(0)  # nobody may read it yet
+    os.link(out / "c", tmp_path / "another name")
+    tree = store.put_tree(out)
+    digests = {entry.path: entry.digest for entry in tree.entries}
+    assert digests.pop("small") == SMALL_DIGEST
+    assert digests == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    assert contents(store.lay_out(tree)) == {**files, "small": SMALL}
+
+
+@pytest.mark.parametrize("more", [{}, {"other": b"x" * (16 << 20)}])
 def test_output_that_grows_while_it_is_put_is_an_error(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch, more: dict[str, bytes]
 ) -> None:
     from ftbuild.store import ingest
 
-    out = _out(store, {"log": LARGE})
+    out = _out(store, {"log": LARGE if not more else b"l" * (16 << 20), **more})
     real = ingest.hash_file
 
     def hash_and_write(path: str) -> str:
         digest = real(path)
-        with open(path, "ab") as file:
-            file.write(b"late")
+        if path.endswith("log"):
+            with open(path, "ab") as file:
+                file.write(b"late")
         return digest
 
     monkeypatch.setattr(ingest, "hash_file", hash_and_write)
