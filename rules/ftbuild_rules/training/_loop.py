@@ -168,14 +168,22 @@ def save(run: Run, model: Any, *, settings: Mapping[str, Any] | None = None) -> 
     trained = gathered(model)
     if not is_first():
         return
-    if hasattr(model, "peft_config"):
+    is_adapter = hasattr(model, "peft_config")
+    if is_adapter:
         note = note_base(run.inputs.model, run.inputs.adapter, run.params.lora)
         save_adapter(model, out, note=note, trained=trained)
     else:
         save_model(model, out, base=run.inputs.model, settings=settings, trained=trained)
-    adapter = run.inputs.adapter
-    carried = run.data.template or ("" if adapter is None else own_template(adapter))
-    if carried and template_digest(carried) != template_digest(own_template(run.inputs.model)):
-        (out / TEMPLATE_NAME).write_text(carried, encoding="utf-8")
+    _save_template(run, is_adapter=is_adapter)
     steps = int((run.ctx.scratch / _STEPS_NAME).read_text())
     write_card(out, training_card(run.inputs, run.params, run.rule, steps=steps))
+
+
+def _save_template(run: Run, *, is_adapter: bool) -> None:
+    """Write the chat template of the rows beside an adapter; a model has that of its base."""
+    adapter, own = run.inputs.adapter, own_template(run.inputs.model)
+    template = run.data.template or ("" if adapter is None else own_template(adapter))
+    if template_digest(template) == template_digest(own):
+        template = own if is_adapter else ""
+    if template:
+        (run.ctx.out / TEMPLATE_NAME).write_text(template, encoding="utf-8")

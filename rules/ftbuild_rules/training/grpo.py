@@ -174,7 +174,7 @@ def _check_loss(params: GrpoParams) -> None:
         )
 
 
-@rule(version=2, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
+@rule(version=3, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def grpo(ctx: Context, inputs: GrpoInputs, params: GrpoParams) -> None:
     """Train a model, or an adapter of it, by rewards for completions that it writes itself.
 

@@ -40,7 +40,7 @@ class IpoParams(TrainingParams):
     holds the policy closer to the reference."""
 
 
-@rule(version=2, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
+@rule(version=3, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def ipo(ctx: Context, inputs: IpoInputs, params: IpoParams) -> None:
     """Train a model, or an adapter of it, to prefer the chosen completions by a fixed margin.
 

@@ -75,7 +75,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: KtoParams) -> None:
         )
 
 
-@rule(version=3, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
+@rule(version=4, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def kto(ctx: Context, inputs: KtoInputs, params: KtoParams) -> None:
     """Train a model, or an adapter of it, on completions that are wished for or not.
 

@@ -70,7 +70,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: OrpoParams) -> None:
         )
 
 
-@rule(version=3, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
+@rule(version=4, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def orpo(ctx: Context, inputs: OrpoInputs, params: OrpoParams) -> None:
     """Train a model, or an adapter of it, to prefer the chosen completions, with no reference.
 

@@ -64,7 +64,7 @@ def check(kinds: Mapping[str, tuple[str, ...]], params: PretrainParams) -> None:
         )
 
 
-@rule(version=2, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
+@rule(version=3, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def pretrain(ctx: Context, inputs: PretrainInputs, params: PretrainParams) -> None:
     """Train a model, or an adapter of it, on plain text; with `config` from random weights.
 

@@ -43,7 +43,7 @@ class PrmParams(TrainingParams):
     """Peak learning rate."""
 
 
-@rule(version=2, output=RewardModel, pins=pins, preload=PRELOAD, check=check, gpus=1)
+@rule(version=3, output=RewardModel, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def prm(ctx: Context, inputs: PrmInputs, params: PrmParams) -> None:
     """Train a model to tell at the end of each step whether it is right.
 

@@ -43,7 +43,7 @@ class RewardModelParams(TrainingParams):
     origin of its own without it."""
 
 
-@rule(version=2, output=RewardModel, pins=pins, preload=PRELOAD, check=check, gpus=1)
+@rule(version=3, output=RewardModel, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def reward_model(ctx: Context, inputs: RewardModelInputs, params: RewardModelParams) -> None:
     """Train a model to score the chosen completion of a pair above the rejected one.
 

@@ -30,7 +30,7 @@ class SftParams(TrainingParams):
     5 to 15 where it is wanted."""
 
 
-@rule(version=2, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
+@rule(version=3, output=output_kind, pins=pins, preload=PRELOAD, check=check, gpus=1)
 def sft(ctx: Context, inputs: SftInputs, params: SftParams) -> None:
     """Train a model, or an adapter of it, to write the labels.
 

@@ -107,6 +107,7 @@ def test_continued_adapter_keeps_its_base_and_no_copy_of_the_reference(
         "adapter_model.safetensors",
         "base.json",
         "card.json",
+        "chat_template.jinja",
     ]
     for name in ("base.json", "adapter_config.json"):
         assert (made.path / name).read_bytes() == (adapter.path / name).read_bytes()

@@ -172,6 +172,7 @@ def test_adapter_is_continued_and_is_its_own_reference(
         "adapter_model.safetensors",
         "base.json",
         "card.json",
+        "chat_template.jinja",
     ]
 
 

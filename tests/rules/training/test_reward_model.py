@@ -118,6 +118,7 @@ def test_adapter_keeps_its_head_and_is_continued(
         "adapter_model.safetensors",
         "base.json",
         "card.json",
+        "chat_template.jinja",
     ]
     expected = formula(judge(model, made), 0.0)
     assert ctx.known["eval_loss"] == pytest.approx(expected, abs=1e-5)

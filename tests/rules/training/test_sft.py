@@ -129,6 +129,7 @@ def test_adapter_is_what_peft_loads_and_nothing_else(tmp_path: Path, model: Arti
         "adapter_model.safetensors",
         "base.json",
         "card.json",
+        "chat_template.jinja",
     ]
     assert (made.path / "base.json").read_text() == f'{{"base":"{model.digest}"}}'
     config = json.loads((made.path / "adapter_config.json").read_text())
@@ -229,7 +230,9 @@ def test_marks_of_what_to_train_on_make_no_other_template(tmp_path: Path, model:
     )
     assert marked != own
     (tokens.path / "chat_template.jinja").write_text(marked)
-    train(tmp_path, {"model": model, "data": tokens}, lora=LORA, max_steps=1)
+    for lora in (LORA, None):  # an adapter and a model, which carry the template as their base does
+        made, _ = train(tmp_path, {"model": model, "data": tokens}, lora=lora, max_steps=1)
+        assert (made.path / "chat_template.jinja").read_text() == own
 
 
 def refused(tmp_path: Path, inputs: dict[str, Artifact], **params: Any) -> str:
