@@ -1,4 +1,4 @@
-"""Ask the exported model by llama.cpp: python answer.py "Do you ship books?"."""
+"""Ask the exported model by llama.cpp: python answer.py "Who reads the poems?"."""
 
 import sys
 from pathlib import Path

@@ -43,35 +43,38 @@ class Workspace:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     root = tmp_path_factory.mktemp("merging") / "copy"
-    ignored = shutil.ignore_patterns(".ftbuild", "ftbuild-out", "base")
+    ignored = shutil.ignore_patterns(".ftbuild", "ftbuild-out")
     shutil.copytree(EXAMPLE, root, ignore=ignored)
     workspace = Workspace(root)
-    assert workspace.run("make_base.py").returncode == 0
     done = workspace.run("-m", "ftbuild", "make")
     assert done.returncode == 0, done.stderr
     return workspace
 
 
-def test_merged_models_differ_and_the_gate_passes(built: Workspace) -> None:
+def test_merged_models_differ_and_the_sum_knows_more_than_one_adapter(built: Workspace) -> None:
     merges = ("linear", "ties", "dare", "with_ancestor")
     weights = {
         (built.root / "ftbuild-out" / name / "model.safetensors").read_bytes() for name in merges
     }
     assert len(weights) == 4
-    assert built.figures("good_enough")["perplexity"] < 20
+    alone, together = (built.figures(f"figures[model={m}]") for m in ("clerk_alone", "linear"))
+    assert together == built.figures("good_enough")
+    assert alone["exact_match"] == 0.5
+    assert together["exact_match"] >= alone["exact_match"]
+    assert together["perplexity"] < 5 < 15 < alone["perplexity"]
 
 
 def test_failed_gate_fails_the_build_and_publishes_nothing(built: Workspace) -> None:
-    done = built.run("-m", "ftbuild", "make", "too_good")
+    done = built.run("-m", "ftbuild", "make", "half")
     assert done.returncode == 1
-    assert "error[E0943]: the model does not pass: exact_match is " in done.stderr
-    assert "perplexity" in done.stderr
-    assert not (built.root / "ftbuild-out" / "too_good").exists()
+    assert "error[E0943]: the model does not pass: perplexity is " in done.stderr
+    assert "exact_match 0.5" in done.stderr
+    assert not (built.root / "ftbuild-out" / "half").exists()
 
 
 def test_llama_cpp_loads_the_export_and_answers(built: Workspace) -> None:
-    done = built.run("answer.py", "Do you ship books?")
-    assert (done.returncode, done.stdout.strip()) == (0, "Yes, for three pounds.")
+    done = built.run("answer.py", "Who reads the poems?")
+    assert (done.returncode, done.stdout.strip()) == (0, "Mira reads the poems.")
 
 
 def test_card_names_data_adapters_and_figures(built: Workspace) -> None:
